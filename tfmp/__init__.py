@@ -1,0 +1,32 @@
+"""tfmp: mixed-precision training recipes and tools for Keras 3 on TensorFlow.
+
+Importing tfmp is cheap: it loads neither Keras nor TensorFlow before a name is used.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_SUBMODULES = (
+    "cli",
+    "data",
+    "errors",
+    "hardware",
+    "loss_scale",
+    "models",
+    "policies",
+    "recipes",
+    "training",
+)
+
+__all__ = ["__version__", *_SUBMODULES]
+
+
+def __getattr__(name):
+    if name in _SUBMODULES:
+        return importlib.import_module(f"tfmp.{name}")
+    raise AttributeError(f"module 'tfmp' has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted(__all__)

@@ -1,0 +1,213 @@
+"""Command lines out of frozen dataclasses, by absl's flags.
+
+A program is a dataclass of its settings and a function that takes one:
+
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        epochs: int = cli.flag(30, "Passes over the training data.", group="Training")
+
+    def run(config): ...
+
+    if __name__ == "__main__":
+        cli.run(Config, run)
+
+Flags live in a FlagValues of their own: importing a program defines none, and two programs can
+run in one process.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import sys
+import textwrap
+import types
+import typing
+
+from absl import flags
+
+from tfmp import errors
+
+
+def flag(default, text, *, group="Run", choices=None):
+    """A dataclass field that is a flag.
+
+    Args:
+        default: Default value: int, float, str, bool, a tuple of these, or None.
+        text: One sentence for `--help`, with the unit where there is one.
+        group: Heading under which `--help` lists it.
+        choices: The values allowed, of a `str` field, such as the keys of a dict; a `Literal`
+            field brings its own.
+
+    Returns:
+        A `dataclasses.field`.
+    """
+    metadata = {"text": text, "group": group, "choices": choices and tuple(choices)}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def require_tensorflow():
+    """Ends the program with one line and status 2 if Keras is set to another backend.
+
+    Called before Keras is imported, since Keras fails there with a traceback where the other
+    backend is not installed.
+    """
+    backend = os.environ.get("KERAS_BACKEND")
+    if not backend:
+        home = pathlib.Path(os.environ.get("KERAS_HOME") or pathlib.Path.home() / ".keras")
+        try:
+            backend = json.loads((home / "keras.json").read_text()).get("backend")
+        except (OSError, ValueError):
+            backend = None
+    if backend not in (None, "tensorflow"):
+        _exit(
+            errors.UserError.exit_status,
+            f"tfmp runs on Keras' tensorflow backend only. Received: {backend!r} (KERAS_BACKEND or "
+            "keras.json). Run with KERAS_BACKEND=tensorflow.",
+        )
+
+
+def run(config_type, main, argv=None):
+    """Parses a command line into a config, calls `main(config)` and ends the process.
+
+    Ends with the exit status of the error that `main` raised (see `tfmp.errors`): the errors of
+    ours as one line on stderr, anything else with its traceback.
+
+    Args:
+        config_type: Frozen dataclass; its fields are made by `flag`.
+        main: Function of one config.
+        argv: Words after the program's name; by default `sys.argv[1:]`.
+    """
+    module = sys.modules[main.__module__]
+    program = _program_name(module)
+    argv = sys.argv[1:] if argv is None else argv
+    if any(word.lstrip("-") in ("help", "helpfull", "h", "?") for word in argv if word[:1] == "-"):
+        print(help_text(config_type, program, module.__doc__ or ""))
+        return
+    try:
+        config = parse(config_type, argv)
+    except ValueError as error:
+        _exit(errors.UserError.exit_status, f"{error} (`{program} --help` lists the flags)")
+    try:
+        main(config)
+    except errors.TfmpError as error:
+        _exit(error.exit_status, str(error))
+
+
+def parse(config_type, argv):
+    """A config from the words of a command line.
+
+    Args:
+        config_type: Frozen dataclass; its fields are made by `flag`.
+        argv: List of words such as `--epochs=3`; `--flagfile=FILE` is read in its place, so that
+            flags behind it win.
+
+    Returns:
+        An instance of `config_type`.
+
+    Raises:
+        ValueError: A word that is no flag, or a value that its type or range does not allow.
+    """
+    values = flags.FlagValues()
+    for field, kind in _fields(config_type):
+        _define(field, kind, values)
+    try:
+        rest = values(["tfmp", *argv])[1:]
+    except flags.Error as error:
+        raise errors.UserError(" ".join(str(error).split())) from None
+    except OSError as error:
+        raise errors.UserError(f"--flagfile can't be read: {error}") from None
+    if rest:
+        raise errors.UserError(f"Expected flags such as --name=value only. Received: {rest[0]!r}.")
+    settings = {field.name: values[field.name].value for field, _ in _fields(config_type)}
+    return config_type(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
+
+
+def help_text(config_type, program, doc=""):
+    """The text that `--help` prints: the program's docstring, then its flags by group."""
+    groups: dict[str, list[str]] = {}
+    for field, kind in _fields(config_type):
+        default = "none" if field.default is None else _as_word(field.default)
+        sort = "|".join(_choices(field, kind) or (getattr(kind, "__name__", "list"),))
+        text = f"{field.metadata['text']} (default: {default or repr('')})"
+        groups.setdefault(field.metadata["group"], []).append(
+            f"  --{field.name}={sort}\n"
+            + textwrap.fill(text, 92, initial_indent=" " * 6, subsequent_indent=" " * 6)
+        )
+    sections = [f"{group}:\n" + "\n".join(lines) for group, lines in groups.items()]
+    usage = f"Usage: {program} [--flagfile=FILE] [--FLAG=VALUE ...]"
+    return "\n\n".join([doc.strip(), usage, *sections])
+
+
+def _fields(config_type):
+    """(field, type) of each flag; the type of `X | None` is X."""
+    hints = typing.get_type_hints(config_type)
+    for field in dataclasses.fields(config_type):
+        kind = hints[field.name]
+        if typing.get_origin(kind) in (typing.Union, types.UnionType):
+            (kind,) = [k for k in typing.get_args(kind) if k is not type(None)]
+        yield field, kind
+
+
+def _choices(field, kind):
+    literal = typing.get_origin(kind) is typing.Literal
+    return typing.get_args(kind) if literal else field.metadata.get("choices")
+
+
+def _define(field, kind, values):
+    name, default, text = field.name, field.default, field.metadata["text"]
+    if _choices(field, kind):
+        flags.DEFINE_enum(name, default, _choices(field, kind), text, flag_values=values)
+    elif typing.get_origin(kind) is tuple:
+        item = typing.get_args(kind)[0]
+        parser = {int: flags.IntegerParser, float: flags.FloatParser}.get(item)
+        if parser:
+            flags.DEFINE(
+                _TupleParser(parser()),
+                name,
+                default,
+                text,
+                flag_values=values,
+                serializer=flags.CsvListSerializer(","),
+            )
+        else:
+            flags.DEFINE_list(name, default, text, flag_values=values)
+    else:
+        define = {
+            bool: flags.DEFINE_bool,
+            int: flags.DEFINE_integer,
+            float: flags.DEFINE_float,
+            str: flags.DEFINE_string,
+        }[kind]
+        define(name, default, text, flag_values=values)
+
+
+class _TupleParser(flags.ListParser):
+    """Comma-separated numbers."""
+
+    def __init__(self, item):
+        super().__init__()
+        self._item = item
+
+    def parse(self, argument):
+        return [self._item.parse(word) for word in super().parse(argument)]
+
+
+def _as_word(value):
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return str(value)
+
+
+def _program_name(module):
+    spec = getattr(module, "__spec__", None)
+    return f"python -m {spec.name}" if spec else pathlib.Path(sys.argv[0]).name
+
+
+def _exit(status, message):
+    """Ends the process with one line on stderr."""
+    sys.stdout.flush()
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(status)

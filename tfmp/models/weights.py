@@ -1,0 +1,30 @@
+"""Weights from a file into a built model."""
+
+import pathlib
+
+from tfmp.errors import UserError
+
+
+def load_weights(model, file):
+    """Loads saved weights into a model of the same layers.
+
+    Args:
+        model: Built Keras model.
+        file: Path of a `.keras` file (such as a run's `model.keras`) or a `.weights.h5` file.
+
+    Raises:
+        UserError: No such file, another kind of file, or weights of another model.
+    """
+    file = pathlib.Path(file)
+    if not file.name.endswith((".keras", ".weights.h5")):
+        raise UserError(f"Expected a file of weights, .keras or .weights.h5. Received: {file}.")
+    if not file.is_file():
+        raise UserError(f"Expected a file of weights. Received: {file}, which does not exist.")
+    try:
+        model.load_weights(file)
+    except (ValueError, OSError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"The weights in {file} don't fit {model.name} with {model.output_shape[-1]} classes: "
+            f"{reason} Give the model that they were saved from."
+        ) from error

@@ -1,0 +1,5 @@
+"""Runnable training programs, one module each: `python -m tfmp.recipes.NAME --help`."""
+
+from tfmp import cli
+
+cli.require_tensorflow()

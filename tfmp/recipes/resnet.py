@@ -1,0 +1,104 @@
+"""Trains a ResNet classifier in mixed precision.
+
+Examples:
+    python -m tfmp.recipes.resnet
+    python -m tfmp.recipes.resnet --policy=float32 --workdir=runs/digits_float32
+    python -m tfmp.recipes.resnet --flagfile=recipes/resnet/cifar10_gpu1.flags --data_dir=DIR
+    python -m tfmp.recipes.resnet --dataset=folder:PATH --model=resnet18 --epochs=20
+
+References:
+    He et al., "Deep Residual Learning for Image Recognition", CVPR 2016.
+    Micikevicius et al., "Mixed Precision Training", ICLR 2018.
+"""
+
+import dataclasses
+import time
+
+from tfmp import cli, loss_scale, models, policies, training
+from tfmp.data import AUGMENTATIONS, load
+from tfmp.models import resnet
+from tfmp.training import optimizers, results
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(training.TrainingConfig):
+    """Settings of the recipe; the defaults are for the embedded digits."""
+
+    model: str = cli.flag(
+        "resnet_small",
+        "resnet_small is for images of 8 to 32 pixels.",
+        group="Model",
+        choices=resnet.MODELS,
+    )
+    stem: str = cli.flag(
+        "auto",
+        "First layers; auto: small (a 3x3 convolution) up to 64 pixels.",
+        group="Model",
+        choices=resnet.STEMS,
+    )
+    weights: str | None = cli.flag(
+        None, "File of weights to start from: .keras or .weights.h5 of the same model.", group="Model"
+    )
+    augmentation: str = cli.flag(
+        "auto",
+        "Random changes of the training images; auto: what suits the data.",
+        group="Data",
+        choices=["auto", *AUGMENTATIONS],
+    )
+    mixup: float = cli.flag(0.0, "Alpha of the mixup's Beta distribution; 0: none.", group="Training")
+
+
+def run(config):
+    """Trains and evaluates as `config` says; returns the dict in `results.json`."""
+    began = time.perf_counter()
+    # --- what it runs on
+    session = training.start("resnet", config)
+    # --- data
+    data = load(
+        config.dataset,
+        data_dir=config.data_dir,
+        manual_dir=config.manual_dir,
+        validation_fraction=config.validation_fraction,
+        image_size=config.image_size,
+    )
+    steps_per_epoch = training.epoch_steps(data, config)
+    # --- model
+    with policies.scope(session.policy):
+        model = models.build(
+            config.model,
+            classes=len(data.class_names),
+            input_shape=data.input_shape,
+            stem=config.stem,
+        )
+    if config.float32_layers:
+        model = policies.set_policy(model, policies.load(config.float32_layers))
+    if config.weights:
+        models.load_weights(model, config.weights)
+    # --- training step
+    augmentation = data.augmentation if config.augmentation == "auto" else config.augmentation
+    classifier = training.Classifier(
+        model,
+        AUGMENTATIONS[augmentation],
+        seed=config.seed,
+        label_smoothing=config.label_smoothing,
+        mixup=config.mixup,
+    )
+    optimizer = optimizers.build(config, model, steps_per_epoch)
+    if policies.uses_float16(model):
+        optimizer = loss_scale.wrap(optimizer, config.initial_scale)
+    training.compile_classifier(
+        classifier,
+        optimizer,
+        jit_compile=session.jit_compile,
+        steps_per_execution=config.steps_per_execution,
+    )
+    # --- train, evaluate, write
+    results.announce(session, config, data, classifier, steps_per_epoch)
+    setup = time.perf_counter() - began
+    hint = f"Go on with the same flags and --resume --workdir={session.workdir}."
+    fitted = training.fit(classifier, data, config, session.workdir, resume_hint=hint)
+    return results.finish(session, config, data, classifier, fitted, {"setup": setup})
+
+
+if __name__ == "__main__":
+    cli.run(Config, run)

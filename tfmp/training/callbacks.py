@@ -1,0 +1,285 @@
+"""Keras callbacks of a training run: what it logs, times, saves, and when it stops.
+
+All per-step work is in `on_train_batch_begin`: a callback with `on_train_batch_end` would make
+Keras wait for the device after every step.
+"""
+
+import csv
+import math
+import pathlib
+import signal
+import sys
+import threading
+import time
+
+import keras
+import tensorflow as tf
+
+from tfmp import loss_scale
+from tfmp.errors import NonFiniteError, StoppedError
+
+CHECK_EVERY = 100  # steps between two looks at the device's counters
+MAX_BAD_STEPS = 50  # in a row: the scale has fallen by 2**50, float16's whole range is 2**40
+
+
+class StepLogs(keras.callbacks.Callback):
+    """Adds learning rate, loss scale and skipped steps to the logs of each epoch."""
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Adds to the logs, which the callbacks behind this one read."""
+        optimizer = self.model.optimizer
+        logs["learning_rate"] = float(optimizer.learning_rate)
+        logs["loss_scale"] = float(loss_scale.scale(optimizer))
+        logs["skipped_steps"] = int(self.model.skipped_steps.numpy())
+
+
+class NonFiniteGuard(keras.callbacks.Callback):
+    """Ends training that will not recover from non-finite values.
+
+    That is: a non-finite loss without loss scaling, `MAX_BAD_STEPS` bad steps in a row with it,
+    or a non-finite weight or BatchNorm statistic. Looks every `CHECK_EVERY` steps, after each
+    epoch, and when `check` is called.
+
+    Args:
+        steps_per_epoch: Training steps of a whole epoch, for the message.
+        checkpoints: `Checkpoints` whose last one the message names.
+
+    Raises:
+        NonFiniteError: In `fit`; names epoch, step and loss scale.
+    """
+
+    def __init__(self, steps_per_epoch, checkpoints):
+        super().__init__()
+        self._steps_per_epoch = steps_per_epoch
+        self._checkpoints = checkpoints
+        self._calls = 0
+        self._weights_finite = None
+
+    def on_train_batch_begin(self, batch, logs=None):
+        """Looks at the counters now and then."""
+        self._calls += 1
+        if self._calls % CHECK_EVERY == 0:
+            self._check_steps()
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Looks at the counters and all weights."""
+        self.check()
+
+    def check(self):
+        """Looks at the counters and all weights."""
+        self._check_steps()
+        if self._weights_finite is None:
+            self._weights_finite = tf.function(_all_finite)
+        weights = [v.value for v in self.model.model.variables if "float" in v.dtype]
+        if not self._weights_finite(weights):
+            self._stop(int(self.model.step.numpy()), "a weight or statistic of the model")
+
+    def _check_steps(self):
+        allowed = MAX_BAD_STEPS if loss_scale.is_scaled(self.model.optimizer) else 1
+        if int(self.model.bad_steps.numpy()) >= allowed:
+            self._stop(int(self.model.first_bad_step.numpy()) + 1, "the loss or its gradients")
+
+    def _stop(self, step, what):
+        scale = float(loss_scale.scale(self.model.optimizer))
+        kept = self._checkpoints.latest
+        raise NonFiniteError(
+            f"Training became non-finite: {what}, at epoch {(step - 1) // self._steps_per_epoch + 1}, "
+            f"step {step}, loss scale now {scale:g}. "
+            + (f"The last good checkpoint is {kept}. " if kept else "No checkpoint was saved yet. ")
+            + "Try a lower --learning_rate, a longer --warmup_epochs, or --policy=float32 to see "
+            "whether half precision is the cause."
+        )
+
+
+def _all_finite(weights):
+    return tf.reduce_all([tf.reduce_all(tf.math.is_finite(w)) for w in weights])
+
+
+class Checkpointer(keras.callbacks.Callback):
+    """Saves the full state after each epoch, every so many steps, and when asked to stop.
+
+    Between `on_train_begin` and `on_train_end` the first SIGINT or SIGTERM saves and stops at the
+    next step; a second one stops at once.
+
+    Args:
+        checkpoints: `Checkpoints` to save to.
+        guard: `NonFiniteGuard` that looks before each save, so that every checkpoint is good.
+        stopwatch: `Stopwatch` whose seconds are saved too.
+        every_steps: Steps between two saves; 0: only after epochs.
+        resume_hint: What the message tells the user to do to go on.
+
+    Raises:
+        StoppedError: In `fit`, after a signal.
+    """
+
+    def __init__(self, checkpoints, guard, stopwatch, every_steps, resume_hint):
+        super().__init__()
+        self._checkpoints = checkpoints
+        self._guard = guard
+        self._stopwatch = stopwatch
+        self._every = every_steps
+        self._hint = resume_hint
+        self._signal = None
+        self._former = {}
+        self._epoch_begin = 0
+
+    def on_train_begin(self, logs=None):
+        """Listens to signals; Python allows that in the main thread only."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._former[number] = signal.signal(number, self._on_signal)
+
+    def on_train_end(self, logs=None):
+        """Gives the signals back."""
+        self.restore_signals()
+
+    def restore_signals(self):
+        """Gives the signals back; also for a `fit` that ended with an error."""
+        while self._former:
+            signal.signal(*self._former.popitem())
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Reads the step once, so that no later step waits for the device."""
+        self._epoch_begin = int(self.model.step.numpy())
+
+    def on_train_batch_begin(self, batch, logs=None):
+        """Saves when it is time or a signal came; the state is that after the former step."""
+        if self._signal:
+            self._stop()
+        if self._every and batch and (self._epoch_begin + batch) % self._every == 0:
+            self._save()
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Saves."""
+        self._save()
+        if self._signal:
+            self._stop()
+
+    def _save(self):
+        self._guard.check()
+        self._checkpoints.seconds.assign(self._stopwatch.seconds())
+        self._checkpoints.save()
+
+    def _on_signal(self, number, frame):
+        self._signal = signal.Signals(number)
+        self.restore_signals()
+        print(f"\n{self._signal.name}: saving after this step. Again: stop at once.", file=sys.stderr)
+
+    def _stop(self):
+        self._save()
+        step = int(self.model.step.numpy())
+        raise StoppedError(f"Stopped by {self._signal.name} after step {step}, saved. {self._hint}")
+
+
+class Stopwatch(keras.callbacks.Callback):
+    """Times training apart from compiling, validation and saving, in seconds.
+
+    Args:
+        before: Seconds that the run took in earlier processes.
+
+    Attributes:
+        compile: Seconds of the first call of the step: tracing, compiling, running.
+        per_epoch: Seconds of each epoch's training steps, without that first call.
+        steps: Steps in all of `per_epoch`.
+    """
+
+    def __init__(self, before=0.0):
+        super().__init__()
+        self._before = before
+        self._created = time.perf_counter()
+        self.compile = 0.0
+        self.per_epoch = []
+        self.steps = 0
+        self._calls = 0
+        self._begin = None
+        self._first_step = 0
+
+    def seconds(self):
+        """Seconds of the run, earlier processes included."""
+        return self._before + time.perf_counter() - self._created
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Starts the clock."""
+        self._start()
+
+    def on_train_batch_begin(self, batch, logs=None):
+        """Sets the first call apart."""
+        self._calls += 1
+        if self._calls == 2:
+            began = self._begin
+            self._start()
+            self.compile = self._begin - began
+
+    def on_test_begin(self, logs=None):
+        """Stops the clock before validation."""
+        self._stop()
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Stops the clock where there was no validation."""
+        self._stop()
+
+    def _start(self):
+        self._first_step = int(self.model.step.numpy())
+        self._begin = time.perf_counter()
+
+    def _stop(self):
+        if self._begin is None:
+            return
+        steps = int(self.model.step.numpy()) - self._first_step
+        seconds = time.perf_counter() - self._begin
+        if self._calls == 1:
+            self.compile, steps, seconds = seconds, 0, 0.0
+        self.per_epoch.append(seconds)
+        self.steps += steps
+        self._begin = None
+
+
+class EarlyStopping(keras.callbacks.EarlyStopping):
+    """Keras' EarlyStopping on val_accuracy, which a resumed run starts where it had been.
+
+    Args:
+        patience: Epochs without a better val_accuracy.
+        metrics_file: The CSV log of the run.
+    """
+
+    def __init__(self, patience, metrics_file):
+        super().__init__(monitor="val_accuracy", mode="max", patience=patience)
+        self._metrics_file = pathlib.Path(metrics_file)
+
+    def on_train_begin(self, logs=None):
+        """Replays the epochs before."""
+        super().on_train_begin(logs)
+        for row in read_metrics(self._metrics_file):
+            self.on_epoch_end(int(row["epoch"]), row)
+
+
+def read_metrics(file):
+    """Rows of a CSV log: a list of dicts of floats, NaN where a value is missing.
+
+    Args:
+        file: Path of the file that `keras.callbacks.CSVLogger` wrote; may not exist yet.
+    """
+    if not pathlib.Path(file).exists():
+        return []
+    with open(file, newline="") as lines:
+        return [
+            {name: _number(value) for name, value in row.items() if name is not None}
+            for row in csv.DictReader(lines)
+        ]
+
+
+def keep_epochs(file, epochs):
+    """Drops from a CSV log the rows of epochs from `epochs` (counted from 0) on."""
+    file = pathlib.Path(file)
+    if not file.exists():
+        return
+    header, *rows = file.read_text().splitlines() or [""]
+    kept = [row for row in rows if row.split(",")[0].isdigit() and int(row.split(",")[0]) < epochs]
+    file.write_text("".join(line + "\n" for line in [header, *kept] if line) if kept else "")
+
+
+def _number(text):
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        return math.nan

@@ -1,0 +1,94 @@
+"""Full state of a run on disk: what a resumed run needs to go on as if it had never stopped."""
+
+import keras
+import tensorflow as tf
+
+from tfmp.errors import TfmpError
+
+
+class Checkpoints:
+    """The last checkpoints of a run.
+
+    A checkpoint holds every variable of the model and of the optimizer (weights, BatchNorm
+    statistics, random state of layers, slots, loss scale and its counter, iterations, moving
+    averages), the counters and metrics of the step, and the training seconds so far. The data's
+    order and the augmentation are functions of the seed and the step.
+
+    TensorFlow writes a checkpoint beside the last one and names it last of all, so a process
+    killed while saving leaves the former one in force.
+
+    Args:
+        folder: Folder of the checkpoints; made if need be.
+        classifier: A compiled `tfmp.training.step.Classifier` whose optimizer is built.
+        keep: How many checkpoints to keep.
+    """
+
+    def __init__(self, folder, classifier, keep=2):
+        self.seconds = tf.Variable(0.0, dtype=tf.float64, trainable=False)
+        self._step = classifier.step
+        # The metrics make their variables at the first update, and would then reset them.
+        for metric in classifier.metrics:
+            if hasattr(metric, "metrics") and not getattr(metric, "built", True):
+                metric.build(
+                    keras.KerasTensor((None, classifier.classes)),
+                    keras.KerasTensor((None, classifier.classes)),
+                )
+        self._metrics = [v for metric in classifier.metrics for v in metric.variables]
+        self._checkpoint = tf.train.Checkpoint(
+            model=[v.value for v in classifier.variables],
+            optimizer=[v.value for v in classifier.optimizer.variables],
+            metrics=[v.value for v in self._metrics],
+            seconds=self.seconds,
+        )
+        self._manager = tf.train.CheckpointManager(self._checkpoint, str(folder), max_to_keep=keep)
+        self._saved_step = None
+
+    @property
+    def latest(self):
+        """Path of the last checkpoint, or None."""
+        return self._manager.latest_checkpoint
+
+    def save(self):
+        """Saves the state unless that of this very step is saved already.
+
+        Raises:
+            TfmpError: The checkpoint can't be written; the former one stays.
+        """
+        step = int(self._step.numpy())
+        if step == self._saved_step:
+            return
+        try:
+            self._manager.save(checkpoint_number=step)
+        except (tf.errors.OpError, OSError) as error:
+            raise TfmpError(
+                f"Can't write a checkpoint to {self._manager.directory}: "
+                f"{getattr(error, 'message', error)}. The former one, if any, is kept; make room "
+                "and go on with --resume."
+            ) from error
+        self._saved_step = step
+
+    def restore(self):
+        """Restores the last checkpoint, if there is one.
+
+        Returns:
+            Values of the metrics' variables at that step, to be set after the epoch begins; None
+            where there is no checkpoint.
+
+        Raises:
+            TfmpError: The checkpoint is damaged or of another model.
+        """
+        if self.latest is None:
+            return None
+        try:
+            self._checkpoint.restore(self.latest).assert_consumed()
+        except (tf.errors.OpError, ValueError, AssertionError) as error:
+            raise TfmpError(
+                f"Can't restore {self.latest}: it is damaged or of another model ({error})."
+            ) from error
+        self._saved_step = int(self._step.numpy())
+        return [v.numpy() for v in self._metrics]
+
+    def set_metrics(self, values):
+        """Gives the metrics the values that `restore` returned."""
+        for variable, value in zip(self._metrics, values, strict=True):
+            variable.assign(value)

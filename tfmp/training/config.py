@@ -1,0 +1,145 @@
+"""The settings that every recipe shares."""
+
+import dataclasses
+import math
+from typing import Literal
+
+from tfmp.cli import flag
+from tfmp.errors import UserError
+from tfmp.training.optimizers import OPTIMIZERS
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """Settings of a training run; a recipe's `Config` adds its own.
+
+    Raises:
+        UserError: A value is out of its range.
+    """
+
+    dataset: str = flag(
+        "digits",
+        "digits (embedded), synthetic, folder:PATH (class-named folders of images), or any image "
+        "classification set of tensorflow-datasets by its name.",
+        group="Data",
+    )
+    data_dir: str | None = flag(
+        None, "Folder of prepared tensorflow-datasets; none: their own default.", group="Data"
+    )
+    manual_dir: str | None = flag(
+        None, "Folder of source files fetched by hand, to prepare a data set from.", group="Data"
+    )
+    image_size: int | None = flag(
+        None, "Height and width of the images in pixels; none: the data's own.", group="Data"
+    )
+    validation_fraction: float = flag(
+        0.1,
+        "Share of the training images held out for validation, where the data set brings no "
+        "validation images of its own; 0 to 0.5.",
+        group="Data",
+    )
+
+    policy: str = flag(
+        "mixed_float16",
+        "mixed_float16, mixed_bfloat16, float32, or auto: the fastest on this device.",
+        group="Precision",
+    )
+    float32_layers: str | None = flag(
+        None, "JSON file that names the layers to keep in float32.", group="Precision"
+    )
+    initial_scale: float = flag(
+        2.0**15, "First loss scale; used where layers compute in float16.", group="Precision"
+    )
+    tf32: bool = flag(
+        True, "Let float32 matrix products use TensorFloat-32 where the GPU has it.", group="Precision"
+    )
+    jit_compile: Literal["auto", "true", "false"] = flag(
+        "auto",
+        "Compile the training step with XLA; auto: on GPUs and TPUs, and for half precision on "
+        "CPUs.",
+        group="Precision",
+    )
+
+    epochs: int = flag(30, "Passes over the training images.", group="Training")
+    batch_size: int = flag(64, "Images in a training step.", group="Training")
+    optimizer: str = flag(
+        "sgd", "sgd has Nesterov momentum 0.9.", group="Training", choices=OPTIMIZERS
+    )
+    learning_rate: float = flag(
+        0.1,
+        "Peak learning rate for 256 images a step; the one used is proportional to batch_size "
+        "times gradient_accumulation_steps.",
+        group="Training",
+    )
+    warmup_epochs: float = flag(
+        5.0, "Epochs of linear warm-up before the cosine decay.", group="Training"
+    )
+    weight_decay: float = flag(
+        5e-4,
+        "Decoupled weight decay, multiplied by the learning rate; none on biases and "
+        "normalization.",
+        group="Training",
+    )
+    label_smoothing: float = flag(0.0, "Share of each label spread over all classes; 0 to 1.", group="Training")
+    ema: float = flag(
+        0.0,
+        "Momentum of the moving average of the weights that is evaluated and saved; 0: none.",
+        group="Training",
+    )
+    gradient_accumulation_steps: int = flag(
+        1, "Training steps whose gradients make one update of the weights.", group="Training"
+    )
+    steps_per_execution: int = flag(
+        1, "Training steps that one call from the host runs.", group="Training"
+    )
+    early_stopping: int = flag(
+        0, "Stop after so many epochs without a better val_accuracy; 0: never.", group="Training"
+    )
+
+    workdir: str | None = flag(
+        None, "Folder for results and checkpoints; none: runs/NAME-DATE-TIME.", group="Run"
+    )
+    resume: bool = flag(False, "Go on with the interrupted run in --workdir.", group="Run")
+    save_every_steps: int = flag(
+        0, "Save a checkpoint every so many steps, beside each epoch's; 0: no more.", group="Run"
+    )
+    seed: int = flag(0, "Seed of weights, data order and augmentation; 0 to 2**31-1.", group="Run")
+    deterministic: bool = flag(
+        False, "Same seed, same device, same bits; slower on GPUs.", group="Run"
+    )
+    tensorboard: bool = flag(
+        False, "Write TensorBoard logs to WORKDIR/tensorboard (pip install tensorboard).", group="Run"
+    )
+
+    def __post_init__(self):
+        """Checks the ranges that the types don't hold."""
+        positive = (
+            "epochs batch_size image_size initial_scale gradient_accumulation_steps "
+            "steps_per_execution learning_rate"
+        )
+        for name in positive.split():
+            self._check(name, lambda value: value > 0, "above 0")
+        natural = "save_every_steps early_stopping warmup_epochs weight_decay"
+        for name in natural.split():
+            self._check(name, lambda value: value >= 0, "0 or more")
+        self._check("validation_fraction", lambda value: 0 <= value <= 0.5, "from 0 to 0.5")
+        self._check("label_smoothing", lambda value: 0 <= value < 1, "from 0 to below 1")
+        self._check("ema", lambda value: 0 <= value < 1, "from 0 to below 1")
+        self._check("seed", lambda value: 0 <= value < 2**31, "from 0 to 2**31-1")
+        self._check("warmup_epochs", lambda value: value < self.epochs, "below --epochs")
+        self._check(
+            "save_every_steps",
+            lambda value: value % self.steps_per_execution == 0,
+            "a multiple of --steps_per_execution",
+        )
+        if self.resume and not self.workdir:
+            raise UserError("--resume needs --workdir=FOLDER, the folder of the interrupted run.")
+        if self.early_stopping and not self.validation_fraction:
+            raise UserError("--early_stopping needs validation images: --validation_fraction > 0.")
+
+    def _check(self, name, in_range, expected):
+        value = getattr(self, name)
+        if value is None:
+            return
+        if (isinstance(value, float) and not math.isfinite(value)) or not in_range(value):
+            raise UserError(f"Expected --{name} {expected}. Received: {value}.")

@@ -1,0 +1,155 @@
+"""`fit`: Keras' `fit` with exact resume, saving, guarding and timing around it."""
+
+import dataclasses
+import pathlib
+import re
+import sys
+
+import keras
+import tensorflow as tf
+
+from tfmp import hardware
+from tfmp.errors import OutOfMemoryError, UserError
+from tfmp.training import callbacks
+from tfmp.training.checkpoints import Checkpoints
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """What `fit` measured in this process.
+
+    Attributes:
+        compile_seconds: The first step's tracing, compiling and running.
+        seconds: Training seconds in all, those before a resume included.
+        seconds_per_epoch: Training seconds of each epoch of this process, the first step apart.
+        images_per_second: Of the steps in `seconds_per_epoch`; None where there was none.
+    """
+
+    compile_seconds: float
+    seconds: float
+    seconds_per_epoch: tuple[float, ...]
+    images_per_second: float | None
+
+
+def fit(classifier, data, config, workdir, *, resume_hint="", extra_callbacks=()):
+    """Trains to the end of `config.epochs`, from the last checkpoint if there is one.
+
+    A resumed run goes on at the very step of its checkpoint: with `deterministic` its weights
+    become, bit for bit, those of a run that was never stopped.
+
+    Args:
+        classifier: A compiled `tfmp.training.step.Classifier`.
+        data: A `tfmp.data.Data`.
+        config: A `tfmp.training.TrainingConfig`.
+        workdir: Folder for `checkpoints/`, `metrics.csv` and `tensorboard/`.
+        resume_hint: What the message of a stopped run tells the user to do.
+        extra_callbacks: Further Keras callbacks.
+
+    Returns:
+        A `Fitted`.
+
+    Raises:
+        UserError: The batch is larger than the training set.
+        NonFiniteError: Loss or weights became non-finite for good.
+        StoppedError: A signal asked to stop; the state is saved.
+        OutOfMemoryError: The step doesn't fit into the device's memory.
+    """
+    workdir = pathlib.Path(workdir)
+    steps_per_epoch = epoch_steps(data, config)
+    checkpoints = Checkpoints(workdir / "checkpoints", classifier)
+    metrics = checkpoints.restore()
+    stopwatch = callbacks.Stopwatch(before=float(checkpoints.seconds.numpy()))
+    step = int(classifier.step.numpy())
+    log = workdir / "metrics.csv"
+    callbacks.keep_epochs(log, step // steps_per_epoch)
+    guard = callbacks.NonFiniteGuard(steps_per_epoch, checkpoints)
+    saver = callbacks.Checkpointer(
+        checkpoints, guard, stopwatch, config.save_every_steps, resume_hint
+    )
+    logger = keras.callbacks.CSVLogger(log, append=True)
+    # Logs are completed before they are written, and written before the epoch counts as done.
+    every = [callbacks.StepLogs(), stopwatch, guard, logger, *_optional(config, workdir, log)]
+    every += [*extra_callbacks, saver]
+    try:
+        while step < config.epochs * steps_per_epoch and not classifier.stop_training:
+            epoch, done = divmod(step, steps_per_epoch)
+            classifier.fit(
+                data.train(config.batch_size, seed=config.seed, start_step=step),
+                initial_epoch=epoch,
+                # A begun epoch is finished by a call of its own: Keras takes one length for all.
+                epochs=epoch + 1 if done else config.epochs,
+                steps_per_epoch=steps_per_epoch - done,
+                validation_data=data.validation and data.validation(config.batch_size),
+                callbacks=[_RestoreMetrics(checkpoints, metrics), *every] if done else every,
+                shuffle=False,
+                verbose=1 if sys.stdout.isatty() else 2,
+            )
+            step = int(classifier.step.numpy())
+            if done and config.ema:
+                checkpoints.restore()  # Keras ends each `fit` with the averages as weights
+    except tf.errors.ResourceExhaustedError as error:
+        raise _out_of_memory(error, config, classifier.model) from None
+    finally:
+        logger.on_train_end()
+        saver.on_train_end()
+    return Fitted(
+        compile_seconds=stopwatch.compile,
+        seconds=stopwatch.seconds(),
+        seconds_per_epoch=tuple(stopwatch.per_epoch),
+        images_per_second=stopwatch.steps * config.batch_size / sum(stopwatch.per_epoch)
+        if stopwatch.steps
+        else None,
+    )
+
+
+def epoch_steps(data, config):
+    """Training steps of an epoch: whole batches of the training set.
+
+    Raises:
+        UserError: There is not one.
+    """
+    if config.batch_size > data.sizes["train"]:
+        raise UserError(
+            f"Expected --batch_size of at most {data.sizes['train']}, the number of training "
+            f"images of {data.name}. Received: {config.batch_size}."
+        )
+    return data.sizes["train"] // config.batch_size
+
+
+class _RestoreMetrics(keras.callbacks.Callback):
+    """Gives the metrics of a begun epoch, which Keras resets, their values back."""
+
+    def __init__(self, checkpoints, values):
+        super().__init__()
+        self._checkpoints = checkpoints
+        self._values = values
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._checkpoints.set_metrics(self._values)
+
+
+def _optional(config, workdir, log):
+    if config.ema:
+        yield keras.callbacks.SwapEMAWeights()
+    if config.early_stopping:
+        yield callbacks.EarlyStopping(config.early_stopping, log)
+    if config.tensorboard:
+        yield keras.callbacks.TensorBoard(workdir / "tensorboard", update_freq="epoch")
+
+
+def _out_of_memory(error, config, model):
+    """The error to raise for TensorFlow's: what was asked for, and what would fit.
+
+    XLA asks for the memory of the whole step at once, in proportion to the batch; without XLA
+    the message knows one tensor only, and half the batch is the next one to try.
+    """
+    asked = max((int(n) for n in re.findall(r"allocat\w* (\d+) ?bytes", error.message)), default=0)
+    limit = hardware.memory_limit_bytes() or 0
+    share = 0.85 * limit / asked if asked > limit > 0 else 0.5
+    batch = max(1, int(config.batch_size * share))
+    batch = batch // 8 * 8 or batch
+    return OutOfMemoryError(
+        f"Out of memory on the device: a training step of --batch_size={config.batch_size} under "
+        f"{model.dtype_policy.name} does not fit into {limit / 2**30:.1f} GiB. "
+        f"A batch that should fit: --batch_size={batch}."
+    )

@@ -1,0 +1,248 @@
+"""What a run leaves: results.json, curves.png, model.keras, and a table on the screen."""
+
+import dataclasses
+import datetime
+import importlib.metadata
+import math
+import pathlib
+import platform
+import subprocess
+
+import keras
+import tensorflow as tf
+
+import tfmp
+from tfmp import hardware, loss_scale
+from tfmp.errors import TfmpError
+from tfmp.training.callbacks import read_metrics
+from tfmp.training.session import write_json
+
+
+def announce(session, config, data, classifier, steps_per_epoch):
+    """Prints what a run will run on.
+
+    Args:
+        session: A `tfmp.training.Session`.
+        config: A `tfmp.training.TrainingConfig`.
+        data: A `tfmp.data.Data`.
+        classifier: A compiled `tfmp.training.step.Classifier`.
+        steps_per_epoch: Training steps of an epoch.
+    """
+    model, sizes = classifier.model, data.sizes
+    shape = "x".join(map(str, data.input_shape))
+    scaled = loss_scale.is_scaled(classifier.optimizer)
+    rows = {
+        "device": f"{session.device.name} ({session.device.kind})",
+        "policy": f"{session.policy} ({session.policy_reason})",
+        "XLA": "on" if session.jit_compile else "off",
+        "TF32": "on" if session.tf32 else "off",
+        "loss scale": f"dynamic, from {config.initial_scale:g}" if scaled else "none",
+        "replicas": session.replicas,
+        "data": f"{data.name}: {sizes['train']:,} training, {sizes['validation']:,} validation and "
+        f"{sizes['test']:,} test images of {shape}, {len(data.class_names)} classes",
+        "model": f"{model.name}, {model.count_params():,} parameters",
+        "steps": f"{config.epochs} epochs of {steps_per_epoch:,} steps of {config.batch_size} images",
+        "workdir": session.workdir,
+    }
+    _table(f"tfmp {tfmp.__version__}, {session.name}", rows)
+    if session.device.kind == "cpu" and session.policy != "float32":
+        print(
+            "note: half precision is emulated on this CPU, for its numerics and not for speed; "
+            "--policy=auto takes what is fastest here."
+        )
+    print(flush=True)
+
+
+def finish(session, config, data, classifier, fitted, began):
+    """Evaluates the trained model on the test images and writes the run's files.
+
+    Args:
+        session: A `tfmp.training.Session`.
+        config: A `tfmp.training.TrainingConfig`.
+        data: A `tfmp.data.Data`.
+        classifier: The trained `tfmp.training.step.Classifier`.
+        fitted: A `tfmp.training.loop.Fitted`.
+        began: Dict of seconds before training, `{"setup": ...}`.
+
+    Returns:
+        The dict in `results.json`.
+
+    Raises:
+        TfmpError: A file can't be written.
+    """
+    rows = read_metrics(session.workdir / "metrics.csv")
+    test = _evaluate(classifier, data, config)
+    optimizer = classifier.optimizer
+    parameters = {
+        "total": classifier.model.count_params(),
+        "trainable": sum(math.prod(v.shape) for v in classifier.model.trainable_variables),
+    }
+    results = {
+        "name": session.name,
+        "config": dataclasses.asdict(config),
+        "policy": session.policy,
+        "policy_reason": session.policy_reason,
+        "jit_compile": session.jit_compile,
+        "tf32": session.tf32,
+        "deterministic": config.deterministic,
+        "replicas": session.replicas,
+        "device": dataclasses.asdict(session.device),
+        "model": {"name": classifier.model.name, "parameters": parameters},
+        "data": {
+            "name": data.name,
+            "input_shape": data.input_shape,
+            "class_names": data.class_names,
+            "sizes": data.sizes,
+        },
+        "final": _last(rows) | test,
+        "best": _best(rows),
+        "epochs": len(rows),
+        "steps": int(classifier.step.numpy()),
+        "images_per_second": fitted.images_per_second,
+        "seconds": {
+            "total": began["setup"] + fitted.seconds,
+            "setup": began["setup"],
+            "compile": fitted.compile_seconds,
+            "per_epoch": fitted.seconds_per_epoch,
+        },
+        "peak_memory_bytes": hardware.peak_memory_bytes(),
+        "loss_scale": {
+            "initial": config.initial_scale if loss_scale.is_scaled(optimizer) else 1.0,
+            "final": float(loss_scale.scale(optimizer)),
+            "skipped_steps": int(classifier.skipped_steps.numpy()),
+        },
+        "seed": config.seed,
+        "versions": versions(),
+        "git_commit": git_commit(),
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    try:
+        save_model(classifier.model, session.workdir / "model.keras")
+        plot_curves(rows, session.workdir / "curves.png", session.name)
+        write_json(session.workdir / "results.json", results)
+    except OSError as error:
+        raise TfmpError(
+            f"Can't write the results to {session.workdir}: {error}. The run's state is in its "
+            "checkpoints: mend this and go on with --resume."
+        ) from error
+    _summarize(results, session.workdir)
+    return results
+
+
+def save_model(model, file):
+    """Saves a model, without an optimizer, for `keras.saving.load_model`.
+
+    Args:
+        model: Built Keras model.
+        file: Path that ends in `.keras`; written beside and renamed, never half there.
+    """
+    partial = file.with_name(f"partial-{file.name}")
+    model.save(partial)
+    partial.replace(file)
+
+
+def plot_curves(rows, file, title):
+    """Draws loss, accuracy, learning rate and loss scale over the epochs.
+
+    Args:
+        rows: What `tfmp.training.callbacks.read_metrics` returns.
+        file: Path of the PNG file.
+        title: Title of the figure.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 7), layout="constrained")
+    figure.suptitle(title)
+    epochs = [row["epoch"] + 1 for row in rows]
+    panels = {
+        "loss": ("loss", "val_loss"),
+        "accuracy": ("accuracy", "val_accuracy"),
+        "learning rate": ("learning_rate",),
+        "loss scale": ("loss_scale",),
+    }
+    for axes, (label, names) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
+        for name in names:
+            values = [row.get(name, math.nan) for row in rows]
+            if not all(map(math.isnan, values)):
+                axes.plot(epochs, values, label="validation" if name[:4] == "val_" else "training")
+        axes.set(xlabel="epoch", ylabel=label)
+        axes.grid(alpha=0.3)
+        if len(names) > 1:
+            axes.legend()
+        if label == "loss scale":
+            axes.set_yscale("log", base=2)
+    FigureCanvasAgg(figure).print_png(file)
+
+
+def versions():
+    """Versions of Python and of the packages that decide a run's numbers: a dict of str."""
+    packages = ("tfmp", "tensorflow", "keras", "numpy", "tensorflow-datasets")
+    found = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = tfmp.__version__ if package == "tfmp" else None
+    build = tf.sysconfig.get_build_info()
+    return found | {name: build.get(f"{name}_version") for name in ("cuda", "cudnn")}
+
+
+def git_commit():
+    """Commit of the checkout that tfmp runs from, with "+" behind it if changed; else None."""
+    folder = pathlib.Path(tfmp.__file__).parents[1]
+    if not (folder / ".git").exists():
+        return None
+    try:
+        command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty=+"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _evaluate(classifier, data, config):
+    if data.test is None:
+        return {}
+    logs = classifier.evaluate(data.test(config.batch_size), return_dict=True, verbose=0)
+    return {f"test_{name}": float(value) for name, value in logs.items()}
+
+
+def _last(rows):
+    return {name: value for name, value in rows[-1].items() if name != "epoch"} if rows else {}
+
+
+def _best(rows):
+    """The epoch of the best validation accuracy, or of the lowest loss without validation."""
+    if not rows:
+        return {}
+    if math.isnan(rows[0].get("val_accuracy", math.nan)):
+        best = min(rows, key=lambda row: row["loss"])
+        return {"epoch": int(best["epoch"]) + 1, "loss": best["loss"]}
+    best = max(rows, key=lambda row: row["val_accuracy"])
+    return {"epoch": int(best["epoch"]) + 1, "val_accuracy": best["val_accuracy"]}
+
+
+def _summarize(results, workdir):
+    final, seconds = results["final"], results["seconds"]
+    speed, memory = results["images_per_second"], results["peak_memory_bytes"]
+    rows = {
+        "test accuracy": f"{final['test_accuracy']:.4f}" if "test_accuracy" in final else "no test set",
+        "test loss": f"{final['test_loss']:.4f}" if "test_loss" in final else "no test set",
+        "best epoch": ", ".join(f"{k} {v:.4g}" for k, v in results["best"].items()),
+        "speed": f"{speed:,.0f} images/s, compile time apart" if speed else "too few steps to tell",
+        "seconds": f"{seconds['total']:.1f} in all, {seconds['compile']:.1f} to the first step",
+        "peak memory": f"{memory / 2**30:.2f} GiB" if memory else "not measured on this device",
+        "loss scale": f"{results['loss_scale']['final']:g}, "
+        f"{results['loss_scale']['skipped_steps']} steps skipped",
+        "files": ", ".join(sorted(path.name for path in workdir.iterdir())),
+        "workdir": workdir,
+    }
+    print()
+    _table("Done", rows)
+
+
+def _table(title, rows):
+    width = max(map(len, rows))
+    print(title)
+    for name, value in rows.items():
+        print(f"  {name:<{width}}  {value}")
