@@ -17,8 +17,7 @@ tf.config.experimental.enable_tensor_float_32_execution(False)
 
 @pytest.fixture(autouse=True)
 def global_state():
-    """Restores the global dtype policy and clears what Keras keeps between models."""
+    """Restores the global dtype policy."""
     policy = keras.config.dtype_policy()
     yield
     keras.config.set_dtype_policy(policy)
-    keras.backend.clear_session()

@@ -19,6 +19,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import signal
 import sys
 import textwrap
 import types
@@ -46,12 +47,14 @@ def flag(default, text, *, group="Run", choices=None):
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def require_tensorflow():
-    """Ends the program with one line and status 2 if Keras is set to another backend.
+def prepare():
+    """Prepares the process for TensorFlow, before it and Keras are imported.
 
-    Called before Keras is imported, since Keras fails there with a traceback where the other
-    backend is not installed.
+    Quiets TensorFlow's start-up messages unless TF_CPP_MIN_LOG_LEVEL is set. Ends the program
+    with one line and status 2 if Keras is set to another backend: Keras itself would fail with a
+    traceback where that backend is not installed.
     """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     backend = os.environ.get("KERAS_BACKEND")
     if not backend:
         home = pathlib.Path(os.environ.get("KERAS_HOME") or pathlib.Path.home() / ".keras")
@@ -87,11 +90,13 @@ def run(config_type, main, argv=None):
     try:
         config = parse(config_type, argv)
     except ValueError as error:
-        _exit(errors.UserError.exit_status, f"{error} (`{program} --help` lists the flags)")
+        _exit(errors.UserError.exit_status, f"{error} (`{program} --help` lists the flags.)")
     try:
         main(config)
     except errors.TfmpError as error:
         _exit(error.exit_status, str(error))
+    except KeyboardInterrupt:
+        _exit(128 + signal.SIGINT, "interrupted; what was saved before is kept")
 
 
 def parse(config_type, argv):
@@ -114,9 +119,9 @@ def parse(config_type, argv):
     try:
         rest = values(["tfmp", *argv])[1:]
     except flags.Error as error:
-        raise errors.UserError(" ".join(str(error).split())) from None
-    except OSError as error:
-        raise errors.UserError(f"--flagfile can't be read: {error}") from None
+        raise errors.UserError(
+            f"{' '.join(str(error).split()).removeprefix('ERROR:: ')}."
+        ) from None
     if rest:
         raise errors.UserError(f"Expected flags such as --name=value only. Received: {rest[0]!r}.")
     settings = {field.name: values[field.name].value for field, _ in _fields(config_type)}
@@ -159,19 +164,15 @@ def _define(field, kind, values):
     if _choices(field, kind):
         flags.DEFINE_enum(name, default, _choices(field, kind), text, flag_values=values)
     elif typing.get_origin(kind) is tuple:
-        item = typing.get_args(kind)[0]
-        parser = {int: flags.IntegerParser, float: flags.FloatParser}.get(item)
-        if parser:
-            flags.DEFINE(
-                _TupleParser(parser()),
-                name,
-                default,
-                text,
-                flag_values=values,
-                serializer=flags.CsvListSerializer(","),
-            )
-        else:
-            flags.DEFINE_list(name, default, text, flag_values=values)
+        parse_item = typing.get_args(kind)[0]
+        flags.DEFINE(
+            _TupleParser(parse_item),
+            name,
+            default if default is None else list(default),
+            text,
+            flag_values=values,
+            serializer=flags.CsvListSerializer(","),
+        )
     else:
         define = {
             bool: flags.DEFINE_bool,
@@ -183,14 +184,14 @@ def _define(field, kind, values):
 
 
 class _TupleParser(flags.ListParser):
-    """Comma-separated numbers."""
+    """Comma-separated values of one type."""
 
-    def __init__(self, item):
+    def __init__(self, parse_item):
         super().__init__()
-        self._item = item
+        self._parse_item = parse_item
 
     def parse(self, argument):
-        return [self._item.parse(word) for word in super().parse(argument)]
+        return [self._parse_item(word) for word in super().parse(argument)]
 
 
 def _as_word(value):

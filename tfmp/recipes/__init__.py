@@ -2,4 +2,4 @@
 
 from tfmp import cli
 
-cli.require_tensorflow()
+cli.prepare()

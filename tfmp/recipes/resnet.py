@@ -15,7 +15,7 @@ import dataclasses
 import time
 
 from tfmp import cli, loss_scale, models, policies, training
-from tfmp.data import AUGMENTATIONS, load
+from tfmp.data import augment, load, steps_per_epoch
 from tfmp.models import resnet
 from tfmp.training import optimizers, results
 
@@ -37,15 +37,19 @@ class Config(training.TrainingConfig):
         choices=resnet.STEMS,
     )
     weights: str | None = cli.flag(
-        None, "File of weights to start from: .keras or .weights.h5 of the same model.", group="Model"
+        None,
+        "File of weights to start from: .keras or .weights.h5 of the same model.",
+        group="Model",
     )
     augmentation: str = cli.flag(
         "auto",
         "Random changes of the training images; auto: what suits the data.",
         group="Data",
-        choices=["auto", *AUGMENTATIONS],
+        choices=["auto", *augment.AUGMENTATIONS],
     )
-    mixup: float = cli.flag(0.0, "Alpha of the mixup's Beta distribution; 0: none.", group="Training")
+    mixup: float = cli.flag(
+        0.0, "Alpha of the mixup's Beta distribution; 0: none.", group="Training"
+    )
 
 
 def run(config):
@@ -61,7 +65,7 @@ def run(config):
         validation_fraction=config.validation_fraction,
         image_size=config.image_size,
     )
-    steps_per_epoch = training.epoch_steps(data, config)
+    epoch_steps = steps_per_epoch(data.sizes["train"], config.batch_size)
     # --- model
     with policies.scope(session.policy):
         model = models.build(
@@ -78,12 +82,12 @@ def run(config):
     augmentation = data.augmentation if config.augmentation == "auto" else config.augmentation
     classifier = training.Classifier(
         model,
-        AUGMENTATIONS[augmentation],
+        augment.AUGMENTATIONS[augmentation],
         seed=config.seed,
         label_smoothing=config.label_smoothing,
         mixup=config.mixup,
     )
-    optimizer = optimizers.build(config, model, steps_per_epoch)
+    optimizer = optimizers.build(config, model, epoch_steps)
     if policies.uses_float16(model):
         optimizer = loss_scale.wrap(optimizer, config.initial_scale)
     training.compile_classifier(
@@ -93,7 +97,7 @@ def run(config):
         steps_per_execution=config.steps_per_execution,
     )
     # --- train, evaluate, write
-    results.announce(session, config, data, classifier, steps_per_epoch)
+    results.announce(session, config, data, classifier, epoch_steps)
     setup = time.perf_counter() - began
     hint = f"Go on with the same flags and --resume --workdir={session.workdir}."
     fitted = training.fit(classifier, data, config, session.workdir, resume_hint=hint)

@@ -1,7 +1,7 @@
 """Training: the settings, the step, the loop and the files of a run."""
 
 from tfmp.training.config import TrainingConfig
-from tfmp.training.loop import Fitted, epoch_steps, fit
+from tfmp.training.loop import Fitted, fit
 from tfmp.training.session import Session, start
 from tfmp.training.step import Classifier, compile_classifier
 
@@ -11,7 +11,6 @@ __all__ = [
     "Session",
     "TrainingConfig",
     "compile_classifier",
-    "epoch_steps",
     "fit",
     "start",
 ]

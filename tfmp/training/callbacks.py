@@ -72,14 +72,16 @@ class NonFiniteGuard(keras.callbacks.Callback):
             self._weights_finite = tf.function(_all_finite)
         weights = [v.value for v in self.model.model.variables if "float" in v.dtype]
         if not self._weights_finite(weights):
-            self._stop(int(self.model.step.numpy()), "a weight or statistic of the model")
+            self._stop("a weight or statistic of the model")
 
     def _check_steps(self):
         allowed = MAX_BAD_STEPS if loss_scale.is_scaled(self.model.optimizer) else 1
         if int(self.model.bad_steps.numpy()) >= allowed:
-            self._stop(int(self.model.first_bad_step.numpy()) + 1, "the loss or its gradients")
+            self._stop("the loss or its gradients")
 
-    def _stop(self, step, what):
+    def _stop(self, what):
+        bad = int(self.model.bad_steps.numpy())
+        step = int((self.model.first_bad_step if bad else self.model.step).numpy()) + bool(bad)
         scale = float(loss_scale.scale(self.model.optimizer))
         kept = self._checkpoints.latest
         raise NonFiniteError(
@@ -163,7 +165,9 @@ class Checkpointer(keras.callbacks.Callback):
     def _on_signal(self, number, frame):
         self._signal = signal.Signals(number)
         self.restore_signals()
-        print(f"\n{self._signal.name}: saving after this step. Again: stop at once.", file=sys.stderr)
+        print(
+            f"\n{self._signal.name}: saving after this step. Again: stop at once.", file=sys.stderr
+        )
 
     def _stop(self):
         self._save()

@@ -81,7 +81,7 @@ class Checkpoints:
             return None
         try:
             self._checkpoint.restore(self.latest).assert_consumed()
-        except (tf.errors.OpError, ValueError, AssertionError) as error:
+        except (tf.errors.OpError, ValueError, IndexError, AssertionError) as error:
             raise TfmpError(
                 f"Can't restore {self.latest}: it is damaged or of another model ({error})."
             ) from error

@@ -51,7 +51,9 @@ class TrainingConfig:
         2.0**15, "First loss scale; used where layers compute in float16.", group="Precision"
     )
     tf32: bool = flag(
-        True, "Let float32 matrix products use TensorFloat-32 where the GPU has it.", group="Precision"
+        True,
+        "Let float32 matrix products use TensorFloat-32 where the GPU has it.",
+        group="Precision",
     )
     jit_compile: Literal["auto", "true", "false"] = flag(
         "auto",
@@ -66,21 +68,23 @@ class TrainingConfig:
         "sgd", "sgd has Nesterov momentum 0.9.", group="Training", choices=OPTIMIZERS
     )
     learning_rate: float = flag(
-        0.1,
+        0.4,
         "Peak learning rate for 256 images a step; the one used is proportional to batch_size "
         "times gradient_accumulation_steps.",
         group="Training",
     )
     warmup_epochs: float = flag(
-        5.0, "Epochs of linear warm-up before the cosine decay.", group="Training"
+        3.0, "Epochs of linear warm-up before the cosine decay.", group="Training"
     )
     weight_decay: float = flag(
-        5e-4,
+        5e-2,
         "Decoupled weight decay, multiplied by the learning rate; none on biases and "
         "normalization.",
         group="Training",
     )
-    label_smoothing: float = flag(0.0, "Share of each label spread over all classes; 0 to 1.", group="Training")
+    label_smoothing: float = flag(
+        0.1, "Share of each label spread over all classes; 0 to 1.", group="Training"
+    )
     ema: float = flag(
         0.0,
         "Momentum of the moving average of the weights that is evaluated and saved; 0: none.",
@@ -108,7 +112,7 @@ class TrainingConfig:
         False, "Same seed, same device, same bits; slower on GPUs.", group="Run"
     )
     tensorboard: bool = flag(
-        False, "Write TensorBoard logs to WORKDIR/tensorboard (pip install tensorboard).", group="Run"
+        False, "Write TensorBoard logs to WORKDIR/tensorboard (extra tensorboard).", group="Run"
     )
 
     def __post_init__(self):

@@ -9,7 +9,8 @@ import keras
 import tensorflow as tf
 
 from tfmp import hardware
-from tfmp.errors import OutOfMemoryError, UserError
+from tfmp.data import steps_per_epoch, to_device
+from tfmp.errors import OutOfMemoryError
 from tfmp.training import callbacks
 from tfmp.training.checkpoints import Checkpoints
 
@@ -49,20 +50,21 @@ def fit(classifier, data, config, workdir, *, resume_hint="", extra_callbacks=()
         A `Fitted`.
 
     Raises:
-        UserError: The batch is larger than the training set.
+        DataError: The batch is larger than the training set.
         NonFiniteError: Loss or weights became non-finite for good.
         StoppedError: A signal asked to stop; the state is saved.
         OutOfMemoryError: The step doesn't fit into the device's memory.
     """
     workdir = pathlib.Path(workdir)
-    steps_per_epoch = epoch_steps(data, config)
+    workdir.mkdir(parents=True, exist_ok=True)
+    epoch_steps = steps_per_epoch(data.sizes["train"], config.batch_size)
     checkpoints = Checkpoints(workdir / "checkpoints", classifier)
     metrics = checkpoints.restore()
     stopwatch = callbacks.Stopwatch(before=float(checkpoints.seconds.numpy()))
     step = int(classifier.step.numpy())
     log = workdir / "metrics.csv"
-    callbacks.keep_epochs(log, step // steps_per_epoch)
-    guard = callbacks.NonFiniteGuard(steps_per_epoch, checkpoints)
+    callbacks.keep_epochs(log, step // epoch_steps)
+    guard = callbacks.NonFiniteGuard(epoch_steps, checkpoints)
     saver = callbacks.Checkpointer(
         checkpoints, guard, stopwatch, config.save_every_steps, resume_hint
     )
@@ -71,14 +73,14 @@ def fit(classifier, data, config, workdir, *, resume_hint="", extra_callbacks=()
     every = [callbacks.StepLogs(), stopwatch, guard, logger, *_optional(config, workdir, log)]
     every += [*extra_callbacks, saver]
     try:
-        while step < config.epochs * steps_per_epoch and not classifier.stop_training:
-            epoch, done = divmod(step, steps_per_epoch)
+        while step < config.epochs * epoch_steps and not classifier.stop_training:
+            epoch, done = divmod(step, epoch_steps)
             classifier.fit(
-                data.train(config.batch_size, seed=config.seed, start_step=step),
+                to_device(data.train(config.batch_size, seed=config.seed, start_step=step)),
                 initial_epoch=epoch,
                 # A begun epoch is finished by a call of its own: Keras takes one length for all.
                 epochs=epoch + 1 if done else config.epochs,
-                steps_per_epoch=steps_per_epoch - done,
+                steps_per_epoch=epoch_steps - done,
                 validation_data=data.validation and data.validation(config.batch_size),
                 callbacks=[_RestoreMetrics(checkpoints, metrics), *every] if done else every,
                 shuffle=False,
@@ -100,20 +102,6 @@ def fit(classifier, data, config, workdir, *, resume_hint="", extra_callbacks=()
         if stopwatch.steps
         else None,
     )
-
-
-def epoch_steps(data, config):
-    """Training steps of an epoch: whole batches of the training set.
-
-    Raises:
-        UserError: There is not one.
-    """
-    if config.batch_size > data.sizes["train"]:
-        raise UserError(
-            f"Expected --batch_size of at most {data.sizes['train']}, the number of training "
-            f"images of {data.name}. Received: {config.batch_size}."
-        )
-    return data.sizes["train"] // config.batch_size
 
 
 class _RestoreMetrics(keras.callbacks.Callback):

@@ -8,7 +8,6 @@ import pathlib
 import platform
 import subprocess
 
-import keras
 import tensorflow as tf
 
 import tfmp
@@ -119,7 +118,7 @@ def finish(session, config, data, classifier, fitted, began):
     try:
         save_model(classifier.model, session.workdir / "model.keras")
         plot_curves(rows, session.workdir / "curves.png", session.name)
-        write_json(session.workdir / "results.json", results)
+        results = write_json(session.workdir / "results.json", results)
     except OSError as error:
         raise TfmpError(
             f"Can't write the results to {session.workdir}: {error}. The run's state is in its "
@@ -226,7 +225,9 @@ def _summarize(results, workdir):
     final, seconds = results["final"], results["seconds"]
     speed, memory = results["images_per_second"], results["peak_memory_bytes"]
     rows = {
-        "test accuracy": f"{final['test_accuracy']:.4f}" if "test_accuracy" in final else "no test set",
+        "test accuracy": f"{final['test_accuracy']:.4f}"
+        if "test_accuracy" in final
+        else "no test set",
         "test loss": f"{final['test_loss']:.4f}" if "test_loss" in final else "no test set",
         "best epoch": ", ".join(f"{k} {v:.4g}" for k, v in results["best"].items()),
         "speed": f"{speed:,.0f} images/s, compile time apart" if speed else "too few steps to tell",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import importlib.util
 import json
 import pathlib
 
@@ -50,6 +51,10 @@ def start(name, config):
     Raises:
         UserError: The folder holds another run, or the policy is unknown.
     """
+    if config.tensorboard and not importlib.util.find_spec("tensorboard"):
+        raise UserError(
+            "--tensorboard needs a package that is not installed: pip install tensorboard."
+        )
     resolved = policies.resolve(config.policy)
     workdir = open_workdir(name, config)
     if config.deterministic:
@@ -133,18 +138,22 @@ def write_json(file, value):
     Args:
         file: Path.
         value: What `json` can write; NaN and infinities become null.
+
+    Returns:
+        The value as a reader gets it: lists for tuples, None for NaN.
     """
-    text = json.dumps(_finite(value), indent=2, allow_nan=False)
+    value = _plain(value)
     partial = file.with_name(file.name + ".partial")
-    partial.write_text(text + "\n")
+    partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
     partial.replace(file)
+    return value
 
 
-def _finite(value):
+def _plain(value):
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [_plain(item) for item in value]
     if isinstance(value, float) and not float("-inf") < value < float("inf"):
         return None
     return value

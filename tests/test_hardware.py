@@ -1,0 +1,98 @@
+"""Facts about devices; GPUs are played by stand-ins for TensorFlow's answers."""
+
+import subprocess
+import sys
+import types
+
+import pytest
+import tensorflow as tf
+
+from tfmp import hardware
+
+ON_GPU = bool(tf.config.list_physical_devices("GPU"))
+
+
+def play(monkeypatch, *details, logical=()):
+    """Makes TensorFlow report GPUs of these details and logical memory limits, in MiB."""
+    gpus = [types.SimpleNamespace(name=f"/physical_device:GPU:{i}") for i in range(len(details))]
+    configured = [types.SimpleNamespace(memory_limit=limit) for limit in logical]
+    config = tf.config
+    monkeypatch.setattr(config, "list_physical_devices", lambda kind: gpus)
+    monkeypatch.setattr(
+        config.experimental, "get_device_details", lambda gpu: details[gpus.index(gpu)]
+    )
+    monkeypatch.setattr(config, "get_logical_device_configuration", lambda gpu: configured)
+    monkeypatch.setattr(hardware, "_card_memory", lambda gpu: 16 * 2**30)
+
+
+T4 = {"device_name": "Tesla T4", "compute_capability": (7, 5)}
+A100 = {"device_name": "A100", "compute_capability": (8, 0)}
+
+
+@pytest.mark.skipif(ON_GPU, reason="describes a CPU")
+def test_cpu():
+    device = hardware.describe()
+    assert (device.kind, device.count, device.compute_capability) == ("cpu", 1, None)
+    assert device.name
+    assert device.memory_bytes is None or device.memory_bytes > 2**28
+    assert hardware.memory_limit_bytes() == device.memory_bytes
+    hardware.reset_peak_memory()
+    assert hardware.peak_memory_bytes() is None
+
+
+def test_several_gpus_are_their_least(monkeypatch):
+    play(monkeypatch, A100, T4)
+    assert hardware.describe() == hardware.Device("gpu", "A100 + Tesla T4", 2, (7, 5), 16 * 2**30)
+    play(monkeypatch, A100, A100, logical=(1024, 2048))
+    assert hardware.describe() == hardware.Device("gpu", "A100", 2, (8, 0), 2**30)
+    play(monkeypatch, A100, {"device_name": "another maker's"})
+    assert hardware.describe().compute_capability is None
+
+
+def test_tpu(monkeypatch):
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [])
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: [kind] * 8)
+    assert hardware.describe() == hardware.Device("tpu", "TPU", 8)
+
+
+@pytest.mark.parametrize(("details", "has"), [((), False), ((T4,), False), ((T4, A100), True)])
+def test_tf32_needs_hardware_that_has_it(monkeypatch, details, has):
+    play(monkeypatch, *details)
+    try:
+        hardware.set_tf32(True)
+        assert hardware.tf32_in_force() is has
+        hardware.set_tf32(False)
+        assert hardware.tf32_in_force() is False
+    finally:
+        hardware.set_tf32(False)
+
+
+def test_without_proc(monkeypatch):
+    def missing(*args, **kwargs):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(hardware.Path, "read_text", missing)
+    assert hardware._cpu_name()
+    assert hardware._machine_memory() is None
+
+
+def test_import_leaves_the_runtime_alone():
+    code = (
+        "import tensorflow as tf, tfmp.hardware, tfmp.policies\n"
+        "from tensorflow.python.eager import context\n"
+        "assert not context.context()._initialized"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+@pytest.mark.gpu
+def test_gpu_memory():
+    device = hardware.describe()
+    assert device.kind == "gpu"
+    assert device.memory_bytes is not None
+    assert device.memory_bytes > 2**30
+    hardware.reset_peak_memory()
+    before = hardware.peak_memory_bytes() or 0
+    with tf.device("GPU:0"):
+        tf.zeros(2**24, tf.uint8)
+    assert (hardware.peak_memory_bytes() or 0) >= before + 2**24

@@ -1,0 +1,154 @@
+"""`fit`: resume equals uninterrupted, and each way in which a run ends."""
+
+import dataclasses
+import os
+import signal
+import types
+
+import keras
+import numpy as np
+import pytest
+
+from tfmp import errors, hardware
+from tfmp.data import steps_per_epoch
+from tfmp.training import TrainingConfig, callbacks, fit, loop
+
+BASE = TrainingConfig(epochs=3, warmup_epochs=1, batch_size=256, seed=5)
+
+
+class StopAt(keras.callbacks.Callback):
+    """Sends this process a signal at a step, as Ctrl-C and a scheduler do."""
+
+    def __init__(self, step, number=signal.SIGTERM):
+        super().__init__()
+        self.at, self.number = step, number
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if int(self.model.step.numpy()) == self.at:
+            os.kill(os.getpid(), self.number)
+
+
+def weights(classifier):
+    return [v.numpy() for v in classifier.model.variables]
+
+
+@pytest.mark.parametrize(
+    ("policy", "changes"),
+    [
+        ("float32", {}),
+        ("mixed_float16", {"jit_compile": "true"}),
+        ("mixed_bfloat16", {"ema": 0.9}),
+        ("mixed_float16", {"ema": 0.9, "gradient_accumulation_steps": 2, "optimizer": "adamw"}),
+        ("float32", {"steps_per_execution": 2}),
+        ("float32", {"optimizer": "lamb", "validation_fraction": 0.0}),
+    ],
+)
+def test_resume_equals_uninterrupted(make_classifier, digits, tmp_path, policy, changes):
+    config = dataclasses.replace(BASE, **changes)
+    assert steps_per_epoch(digits.sizes["train"], config.batch_size) == 5
+    whole = make_classifier(policy, config)
+    fit(whole, digits, config, tmp_path / "whole")
+    for step in (5, 7):  # an epoch's end, the middle of one
+        stopped = make_classifier(policy, config)
+        with pytest.raises(errors.StoppedError, match="SIGTERM after step"):
+            fit(stopped, digits, config, tmp_path / "part", extra_callbacks=[StopAt(step)])
+    resumed = make_classifier(policy, config)
+    fitted = fit(resumed, digits, config, tmp_path / "part")
+    for a, b in zip(weights(whole), weights(resumed), strict=True):
+        np.testing.assert_array_equal(a, b)
+    logs = [callbacks.read_metrics(tmp_path / run / "metrics.csv") for run in ("whole", "part")]
+    assert logs[0] == logs[1]
+    assert [row["epoch"] for row in logs[0]] == [0, 1, 2]
+    assert fitted.images_per_second > 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_gives_the_handlers_back(make_classifier, digits, tmp_path, number):
+    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(errors.StoppedError, match="Do this to resume"):
+        fit(
+            make_classifier(config=BASE),
+            digits,
+            BASE,
+            tmp_path,
+            resume_hint="Do this to resume.",
+            extra_callbacks=[StopAt(2, number)],
+        )
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
+    assert list((tmp_path / "checkpoints").glob("ckpt-*.index"))
+
+
+def test_saves_every_so_many_steps(make_classifier, digits, tmp_path):
+    config = dataclasses.replace(BASE, save_every_steps=3, epochs=1, warmup_epochs=0)
+    fit(make_classifier(config=config), digits, config, tmp_path)
+    saved = {p.stem for p in (tmp_path / "checkpoints").glob("*.index")}
+    assert saved == {"ckpt-3", "ckpt-5"}
+
+
+def test_non_finite_weights_end_the_run_and_keep_the_last_good_checkpoint(
+    make_classifier, digits, tmp_path
+):
+    class Poison(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1:
+                kernel = self.model.model.trainable_variables[0]
+                kernel.assign(np.full(kernel.shape, np.nan, "float32"))
+
+    with pytest.raises(errors.NonFiniteError, match="epoch 2, step 6, loss scale now 1") as ended:
+        fit(make_classifier(config=BASE), digits, BASE, tmp_path, extra_callbacks=[Poison()])
+    assert "ckpt-5" in str(ended.value)
+    assert {p.stem for p in (tmp_path / "checkpoints").glob("*.index")} == {"ckpt-5"}
+
+
+def test_a_loss_scale_that_never_recovers_ends_the_run(make_classifier, digits, tmp_path):
+    config = dataclasses.replace(BASE, epochs=40, initial_scale=1e38)
+
+    class Overflow(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            self.model.optimizer.dynamic_scale.assign(1e38)
+
+    with pytest.raises(errors.NonFiniteError, match="epoch 1, step 1, loss scale now"):
+        fit(
+            make_classifier("mixed_float16", config),
+            digits,
+            config,
+            tmp_path,
+            extra_callbacks=[Overflow()],
+        )
+
+
+def test_early_stopping(make_classifier, digits, tmp_path):
+    config = dataclasses.replace(BASE, epochs=30, early_stopping=1, learning_rate=1e-9)
+    fit(make_classifier(config=config), digits, config, tmp_path)
+    assert len(callbacks.read_metrics(tmp_path / "metrics.csv")) == 2
+
+
+def test_tensorboard(make_classifier, digits, tmp_path):
+    config = dataclasses.replace(BASE, epochs=1, warmup_epochs=0, tensorboard=True)
+    fit(make_classifier(config=config), digits, config, tmp_path)
+    assert list((tmp_path / "tensorboard").rglob("events.out.tfevents.*"))
+
+
+def test_without_validation(make_classifier, digits, tmp_path):
+    data = dataclasses.replace(digits, validation=None)
+    config = dataclasses.replace(BASE, epochs=1, warmup_epochs=0)
+    fitted = fit(make_classifier(config=config), data, config, tmp_path)
+    assert len(fitted.seconds_per_epoch) == 1
+    assert fitted.compile_seconds > 0
+
+
+@pytest.mark.parametrize(
+    ("message", "batch", "fits"),
+    [
+        ("Out of memory while trying to allocate 68719476736 bytes", 1024, 432),
+        ("OOM when allocating tensor with shape[1,2]", 1024, 512),
+        ("Out of memory while trying to allocate 10 bytes", 3, 1),
+    ],
+)
+def test_out_of_memory_names_a_batch_that_should_fit(monkeypatch, message, batch, fits):
+    monkeypatch.setattr(hardware, "memory_limit_bytes", lambda: 32 * 2**30)
+    model = types.SimpleNamespace(dtype_policy=keras.DTypePolicy("mixed_float16"))
+    config = dataclasses.replace(BASE, batch_size=batch)
+    error = loop._out_of_memory(types.SimpleNamespace(message=message), config, model)
+    for part in (f"--batch_size={batch} ", "mixed_float16", f"--batch_size={fits}."):
+        assert part in str(error)

@@ -1,0 +1,102 @@
+"""From an encoded image (JPEG, PNG, BMP, GIF) to uint8 pixels of one size.
+
+References:
+    Szegedy et al. (2015), Going Deeper with Convolutions, section 6 (random crops of 8 to 100 %
+    of the area, aspect ratio 3/4 to 4/3).
+"""
+
+import tensorflow as tf
+
+# Evaluation cuts 224 pixels out of images whose short side was made 256.
+EVALUATION_MARGIN = 256 / 224
+
+# In smaller images a random part of the area is too little; `augment.crop` serves there.
+SMALLEST_RANDOM_CROP = 65
+
+
+def center(data: tf.Tensor, shape: tuple[int, int, int], margin: float = 1.0) -> tf.Tensor:
+    """Decodes an image, resizes it to cover the shape, and cuts out its center.
+
+    Args:
+        data: Scalar string, the encoded image.
+        shape: Height and width in pixels, and channels, of the result.
+        margin: How much larger than the shape the image is made before the cut.
+
+    Returns:
+        uint8 of the shape.
+    """
+    height, width, channels = shape
+    image = tf.io.decode_image(data, channels=channels, expand_animations=False)
+    image.set_shape([None, None, channels])
+    have = tf.shape(image)[:2]
+    target = tf.constant([height, width])
+    scale = margin * tf.reduce_max(tf.cast(target, tf.float64) / tf.cast(have, tf.float64))
+    size = tf.maximum(tf.cast(tf.round(scale * tf.cast(have, tf.float64)), tf.int32), target)
+    image = _resized(image, size, always_antialias=True)
+    top, left = tf.unstack((size - target) // 2)
+    return tf.ensure_shape(image[top : top + height, left : left + width], shape)
+
+
+def random(data: tf.Tensor, shape: tuple[int, int, int], seed: tf.Tensor) -> tf.Tensor:
+    """Decodes a random part of an image and resizes it to the shape.
+
+    Of a JPEG only that part is decoded. What shrinks to less than half is antialiased.
+
+    Args:
+        data: Scalar string, the encoded image.
+        shape: Height and width in pixels, and channels, of the result.
+        seed: int64 [2]; the same seed cuts out the same part.
+
+    Returns:
+        uint8 of the shape.
+    """
+    height, width, channels = shape
+
+    def part_of_jpeg():
+        begin, size = _window(tf.io.extract_jpeg_shape(data), seed)
+        window = tf.concat([begin[:2], size[:2]], axis=0)
+        return tf.io.decode_and_crop_jpeg(data, window, channels=channels)
+
+    def part_of_other():
+        image = tf.io.decode_image(data, channels=channels, expand_animations=False)
+        begin, size = _window(tf.shape(image), seed)
+        return tf.slice(image, begin, size)
+
+    if channels in (1, 3):
+        image = tf.cond(tf.io.is_jpeg(data), part_of_jpeg, part_of_other)
+    else:
+        image = part_of_other()
+    # Antialiasing takes five times as long as plain bilinear resizing, most of an image's time:
+    # training pays only for what would alias badly.
+    image = _resized(image, tf.constant([height, width]), always_antialias=False)
+    return tf.ensure_shape(image, shape)
+
+
+def _window(shape, seed):
+    begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
+        shape,
+        bounding_boxes=tf.constant([[[0.0, 0.0, 1.0, 1.0]]]),
+        seed=seed,
+        min_object_covered=0.0,
+        aspect_ratio_range=(3 / 4, 4 / 3),
+        area_range=(0.08, 1.0),
+        max_attempts=10,
+        use_image_if_no_bounding_boxes=True,
+    )
+    return begin, size
+
+
+def _resized(image, size, always_antialias):
+    def resize(antialias):
+        pixels = tf.image.resize(image, size, antialias=antialias)
+        return tf.cast(tf.round(tf.clip_by_value(pixels, 0, 255)), tf.uint8)
+
+    have = tf.shape(image)[:2]
+    shrunk = always_antialias or tf.reduce_any(have > 2 * size)
+    return tf.case(
+        [
+            (tf.reduce_all(have == size), lambda: image),
+            (tf.convert_to_tensor(shrunk), lambda: resize(antialias=True)),
+        ],
+        default=lambda: resize(antialias=False),
+    )

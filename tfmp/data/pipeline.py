@@ -1,0 +1,245 @@
+"""tf.data pipelines whose batch k is a function of (data, seed, k), and what they share.
+
+Two kinds of source: arrays in memory, and records read and decoded on the way. In both, batch k
+belongs to epoch `k // (n // batch_size)`, and the order within an epoch is a function of (seed,
+epoch), so that a run resumed at step k sees what the uninterrupted run would have seen.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+
+from tfmp.data.base import DataError
+
+IN_MEMORY_BYTES = 2**30
+SHUFFLE_BYTES = 2**30
+
+
+def steps_per_epoch(examples: int, batch_size: int) -> int:
+    """Number of whole batches in an epoch.
+
+    Raises:
+        DataError: If not even one batch can be filled.
+    """
+    _check_batch_size(batch_size)
+    if batch_size > examples:
+        raise DataError(
+            f"Expected a batch size of at most {examples}, the number of training examples. "
+            f"Received: {batch_size}. Use a smaller batch or a smaller validation_fraction."
+        )
+    return examples // batch_size
+
+
+def order(seed: int, epoch: tf.Tensor, examples: int) -> tf.Tensor:
+    """The order in which an epoch goes through the data: a permutation, int64 [examples].
+
+    (`tf.random.experimental.index_shuffle` would need no array, but knows only 2^16 orders, and
+    its first positions are correlated by up to 0.48 from seed to seed for 54,000 examples.)
+
+    Args:
+        seed: The run's seed.
+        epoch: Scalar int64.
+        examples: Number of examples in the data.
+    """
+    key = epoch_key(seed, epoch)
+    keys = tf.random.stateless_uniform([examples], key, None, None, tf.int64, alg="philox")
+    return tf.cast(tf.argsort(keys, stable=True), tf.int64)
+
+
+def epoch_key(seed: int, epoch: tf.Tensor) -> tf.Tensor:
+    """Two words that decide the order of an epoch: int32 [2]."""
+    # No example has the index -1, so that the order shares its seed with no example's draw.
+    source = draw_seed(seed, epoch, tf.constant(-1, tf.int64))
+    return tf.random.stateless_uniform([2], source, None, None, tf.int32, alg="philox")
+
+
+def draw_seed(seed: int, epoch: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
+    """The seed of what is drawn for one example: int64 [2], different for each argument."""
+    word = (int(seed) + 2**63) % 2**64 - 2**63
+    return tf.stack([tf.constant(word, tf.int64), epoch * 2**32 + index])
+
+
+def in_memory_train(images: np.ndarray, labels: np.ndarray) -> Callable:
+    """The `train` of a `Data` whose images are in memory.
+
+    Args:
+        images: [examples, height, width, channels] uint8.
+        labels: [examples] of any integer type.
+    """
+    images, labels = _on_host(images, labels)
+    examples = int(images.shape[0])
+
+    def train(batch_size: int, *, seed: int, start_step: int = 0) -> tf.data.Dataset:
+        steps = steps_per_epoch(examples, batch_size)
+        _check_start_step(start_step)
+
+        first_epoch, first_step = divmod(start_step, steps)
+
+        def one_epoch(epoch):
+            chosen = tf.reshape(order(seed, epoch, examples)[: steps * batch_size], [steps, -1])
+            start = tf.where(epoch == first_epoch, first_step, 0)
+            return tf.data.Dataset.from_tensor_slices(
+                tf.ensure_shape(chosen, [steps, batch_size])[start:]
+            )
+
+        batches = tf.data.Dataset.counter(first_epoch).flat_map(one_epoch)
+        gathered = batches.map(
+            lambda chosen: (tf.gather(images, chosen), tf.gather(labels, chosen)),
+            num_parallel_calls=tf.data.AUTOTUNE,
+            deterministic=True,
+        )
+        return _finish(_endless(gathered))
+
+    return train
+
+
+def in_memory_evaluation(images: np.ndarray, labels: np.ndarray) -> Callable | None:
+    """The `validation` or `test` of a `Data` whose images are in memory; None if there are none.
+
+    Args:
+        images: [examples, height, width, channels] uint8.
+        labels: [examples] of any integer type.
+    """
+    if not len(images):
+        return None
+    images, labels = _on_host(images, labels)
+    examples = int(images.shape[0])
+
+    def evaluation(batch_size: int) -> tf.data.Dataset:
+        _check_batch_size(batch_size)
+        starts = tf.data.Dataset.range(0, examples, batch_size)
+        batches = starts.map(
+            lambda start: (images[start : start + batch_size], labels[start : start + batch_size])
+        )
+        return _finish(batches.map(lambda images, labels: _padded(images, labels, batch_size)))
+
+    return evaluation
+
+
+def streamed_train(records: Callable, decode: Callable, examples: int) -> Callable:
+    """The `train` of a `Data` that is read and decoded on the way.
+
+    Args:
+        records: `records(seed, epoch, start)` gives the finite dataset of one epoch's records
+            from position `start` on, in an order that depends on (seed, epoch) alone; `epoch`
+            and `start` are scalar int64 tensors.
+        decode: `decode(record, seed)` gives (image uint8 [height, width, channels], label);
+            `seed` is int64 [2].
+        examples: Number of records in an epoch.
+    """
+
+    def train(batch_size: int, *, seed: int, start_step: int = 0) -> tf.data.Dataset:
+        steps = steps_per_epoch(examples, batch_size)
+        _check_start_step(start_step)
+        first_epoch, first_step = divmod(start_step, steps)
+
+        def one_epoch(epoch):
+            first = tf.constant(first_step * batch_size, tf.int64)
+            start = tf.where(epoch == first_epoch, first, tf.zeros_like(first))
+            found = records(seed, epoch, start).take(steps * batch_size - start)
+            return found.enumerate(start).map(lambda index, record: (epoch, index, record))
+
+        stream = tf.data.Dataset.counter(first_epoch).flat_map(one_epoch)
+        decoded = stream.map(
+            lambda epoch, index, record: decode(record, draw_seed(seed, epoch, index)),
+            num_parallel_calls=tf.data.AUTOTUNE,
+            deterministic=True,
+        )
+        batches = decoded.batch(batch_size, drop_remainder=True).map(_with_int32_labels)
+        return _finish(_endless(batches))
+
+    return train
+
+
+def streamed_evaluation(records: Callable, decode: Callable, examples: int) -> Callable | None:
+    """The `validation` or `test` of a `Data` that is decoded on the way; None if it is empty.
+
+    Args:
+        records: `records()` gives the finite dataset of all records, in a fixed order.
+        decode: `decode(record)` gives (image uint8 [height, width, channels], label).
+        examples: Number of records.
+    """
+    if not examples:
+        return None
+
+    def evaluation(batch_size: int) -> tf.data.Dataset:
+        _check_batch_size(batch_size)
+        decoded = records().map(decode, tf.data.AUTOTUNE, deterministic=True)
+        batches = decoded.batch(batch_size).map(_with_int32_labels)
+        return _finish(batches.map(lambda images, labels: _padded(images, labels, batch_size)))
+
+    return evaluation
+
+
+def hold_out(labels: np.ndarray, keys: np.ndarray, fraction: float) -> tuple:
+    """Splits examples in two, class by class.
+
+    Args:
+        labels: [examples] integers.
+        keys: [examples] sortable; of each class the smallest keys are held out.
+        fraction: Share to hold out, in [0, 1); above 0 it is at least one example of each class
+            that has two.
+
+    Returns:
+        Indices kept and indices held out, both int64 and ascending.
+    """
+    held = np.zeros(len(labels), bool)
+    for label in np.unique(labels) if fraction else ():
+        members = np.flatnonzero(labels == label)
+        count = min(max(round(fraction * len(members)), 1), len(members) - 1)
+        held[members[np.argsort(keys[members], kind="stable")[:count]]] = True
+    return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def to_device(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Copies batches ahead to the GPU where there is exactly one and no strategy is in scope.
+
+    It has to be the last transformation. Elsewhere the dataset comes back as it is: a
+    `tf.distribute` strategy places the batches itself.
+    """
+    if tf.distribute.has_strategy() or len(tf.config.list_logical_devices("GPU")) != 1:
+        return dataset
+    return dataset.apply(tf.data.experimental.prefetch_to_device("/GPU:0", buffer_size=2))
+
+
+def _finish(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    options = tf.data.Options()
+    options.deterministic = True
+    # Sharding by files would give every worker another order than a single one has.
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    return dataset.with_options(options).prefetch(tf.data.AUTOTUNE)
+
+
+def _endless(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Says what tf.data can't see through a flat_map, for Keras and whoever asks."""
+    return dataset.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
+
+
+def _on_host(images, labels):
+    # Without the scope a machine with a GPU would hold the whole data set in GPU memory.
+    with tf.device("/CPU:0"):
+        return tf.constant(images, tf.uint8), tf.constant(np.asarray(labels, np.int32))
+
+
+def _with_int32_labels(images, labels):
+    return images, tf.cast(labels, tf.int32)
+
+
+def _padded(images, labels, batch_size):
+    missing = batch_size - tf.shape(labels)[0]
+    weights = tf.pad(tf.ones_like(labels, tf.float32), [[0, missing]])
+    images = tf.pad(images, [[0, missing], [0, 0], [0, 0], [0, 0]])
+    labels = tf.pad(labels, [[0, missing]])
+    images = tf.ensure_shape(images, [batch_size, *images.shape[1:]])
+    return images, tf.ensure_shape(labels, [batch_size]), tf.ensure_shape(weights, [batch_size])
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise DataError(f"Expected a batch size of at least 1. Received: {batch_size}")
+
+
+def _check_start_step(start_step: int) -> None:
+    if start_step < 0:
+        raise DataError(f"Expected start_step of at least 0. Received: {start_step}")

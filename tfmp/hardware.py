@@ -1,0 +1,156 @@
+"""Facts about the device that TensorFlow sees: what it is, its memory, and TF32.
+
+Nothing here runs when the module is imported: TensorFlow's runtime starts with the first call
+that needs it, so that virtual devices can still be configured before.
+"""
+
+import dataclasses
+import platform
+from pathlib import Path
+from typing import Literal
+
+import tensorflow as tf
+from tensorflow.python.client import device_lib
+
+# Ampere was the first architecture with TensorFloat-32 units.
+TF32_CAPABILITY = (8, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """The accelerators of this process, or its CPU.
+
+    Attributes:
+        kind: "gpu", "tpu" or "cpu".
+        name: The maker's name, as "Tesla T4"; of several kinds of GPU, joined by " + ".
+        count: Number of such devices, as TensorFlow sees them.
+        compute_capability: (major, minor) of the GPUs, the lowest of several; None elsewhere.
+        memory_bytes: Memory of one device, the smallest of several; None where it isn't known.
+            On a CPU, the machine's memory.
+    """
+
+    kind: Literal["gpu", "tpu", "cpu"]
+    name: str
+    count: int
+    compute_capability: tuple[int, int] | None = None
+    memory_bytes: int | None = None
+
+
+def describe() -> Device:
+    """Describes the devices that TensorFlow would use: GPUs, else TPUs, else the CPU."""
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
+        names = [str(d.get("device_name", "unknown GPU")) for d in details]
+        known = [tuple(d["compute_capability"]) for d in details if "compute_capability" in d]
+        return Device(
+            kind="gpu",
+            name=" + ".join(dict.fromkeys(names)),
+            count=len(gpus),
+            # A GPU of unknown capability may be the lowest of all.
+            compute_capability=min(known) if len(known) == len(gpus) else None,
+            memory_bytes=memory_limit_bytes(),
+        )
+    # A TPU shows as a logical device only, once the TPU system is initialized.
+    tpus = tf.config.list_logical_devices("TPU")
+    if tpus:
+        return Device(kind="tpu", name="TPU", count=len(tpus))
+    return Device(
+        kind="cpu",
+        name=_cpu_name(),
+        count=len(tf.config.list_physical_devices("CPU")),
+        memory_bytes=memory_limit_bytes(),
+    )
+
+
+def set_tf32(enabled: bool) -> None:
+    """Allows or forbids TF32: float32 products of 10 bits of mantissa, on GPUs that have them."""
+    tf.config.experimental.enable_tensor_float_32_execution(enabled)
+
+
+def tf32_in_force() -> bool:
+    """Whether float32 products really run in TF32: allowed, and some GPU has it."""
+    if not tf.config.experimental.tensor_float_32_execution_enabled():
+        return False
+    details = (
+        tf.config.experimental.get_device_details(gpu)
+        for gpu in tf.config.list_physical_devices("GPU")
+    )
+    return any(tuple(d.get("compute_capability", (0, 0))) >= TF32_CAPABILITY for d in details)
+
+
+def reset_peak_memory() -> None:
+    """Starts a new measurement of `peak_memory_bytes` on every GPU; nothing on a CPU."""
+    for gpu in tf.config.list_logical_devices("GPU"):
+        tf.config.experimental.reset_memory_stats(_short(gpu))
+
+
+def peak_memory_bytes() -> int | None:
+    """Most memory in use at once on any GPU, in bytes, since start or `reset_peak_memory`.
+
+    This is what TensorFlow's allocator handed out; CUDA's own context comes on top of it. None on
+    a CPU or a TPU, where TensorFlow keeps no such count.
+    """
+    peaks = [
+        tf.config.experimental.get_memory_info(_short(gpu))["peak"]
+        for gpu in tf.config.list_logical_devices("GPU")
+    ]
+    return max(peaks) if peaks else None
+
+
+def memory_limit_bytes() -> int | None:
+    """Memory that one device can use, in bytes, the least of several.
+
+    A GPU's limit is that of its logical devices where one was configured, else what TensorFlow
+    can take of the card. That starts TensorFlow's runtime.
+    On a CPU it is the machine's memory. None where it isn't known.
+    """
+    gpus = tf.config.list_physical_devices("GPU")
+    if not gpus:
+        return _machine_memory()
+    limits: list[int | None] = []
+    for gpu in gpus:
+        logical = tf.config.get_logical_device_configuration(gpu) or []
+        megabytes = [c.memory_limit for c in logical if c.memory_limit]
+        limits.extend([int(mb) * 2**20 for mb in megabytes] or [_card_memory(gpu)])
+    known = [limit for limit in limits if limit is not None]
+    return min(known) if len(known) == len(limits) else None
+
+
+def _card_memory(gpu) -> int | None:
+    """Memory that TensorFlow can take of a physical GPU, in bytes."""
+    # The first listing starts the runtime with the process's own settings, which the second one,
+    # the only place where TensorFlow tells the limit, then finds in force.
+    tf.config.list_logical_devices("GPU")
+    index = gpu.name.rsplit(":", 1)[1]
+    for device in device_lib.list_local_devices():
+        if device.device_type == "GPU" and device.name.endswith(f":{index}"):
+            return int(device.memory_limit)
+    return None
+
+
+def _short(device) -> str:
+    """`GPU:0` of `/device:GPU:0`, the form that the memory functions take."""
+    return device.name.removeprefix("/device:")
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine() or "unknown CPU"
+
+
+def _machine_memory() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        if line.startswith("MemTotal:"):
+            return int(line.split()[1]) * 1024
+    return None

@@ -1,0 +1,50 @@
+"""Model builders: images of 0-255 in, float32 logits out.
+
+A new model is a file beside this one with a dict of builders, and one line in `MODELS`. A
+builder takes `classes`, `input_shape`, `name` and what else it likes by keyword, works under the
+global policy, and returns a built model.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from tfmp.errors import UserError
+from tfmp.models import resnet
+from tfmp.models.weights import load_weights
+
+MODELS: dict[str, Callable[..., keras.Model]] = {
+    **resnet.MODELS,
+}
+
+
+def build(
+    name: str,
+    *,
+    classes: int,
+    input_shape: tuple[int, int, int],
+    stem: str = "auto",
+    **options: Any,
+) -> keras.Model:
+    """Builds a model by its name, under the global policy.
+
+    Args:
+        name: A key of `MODELS`.
+        classes: Number of logits.
+        input_shape: (height, width, channels) of an image, in pixels.
+        stem: "auto", "imagenet" or "small"; see `tfmp.models.resnet.resnet`.
+        **options: What else the builder takes, such as `seed`.
+
+    Returns:
+        A built model: images [batch, height, width, channels] of 0-255, any dtype, to logits
+        [batch, classes] float32.
+
+    Raises:
+        ValueError: No such model, or a value the builder refuses.
+    """
+    if name not in MODELS:
+        raise UserError(f"model: expected one of {', '.join(MODELS)}. Received: {name!r}")
+    return MODELS[name](
+        classes=classes, input_shape=tuple(input_shape), stem=stem, name=name, **options
+    )
