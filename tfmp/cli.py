@@ -24,6 +24,7 @@ import sys
 import textwrap
 import types
 import typing
+from collections.abc import Callable
 
 from absl import flags
 
@@ -174,13 +175,13 @@ def _define(field, kind, values):
             serializer=flags.CsvListSerializer(","),
         )
     else:
-        define = {
+        definers: dict[type, Callable] = {
             bool: flags.DEFINE_bool,
             int: flags.DEFINE_integer,
             float: flags.DEFINE_float,
             str: flags.DEFINE_string,
-        }[kind]
-        define(name, default, text, flag_values=values)
+        }
+        definers[kind](name, default, text, flag_values=values)
 
 
 class _TupleParser(flags.ListParser):

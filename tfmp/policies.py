@@ -170,10 +170,12 @@ def load(file: str | Path) -> DTypePolicyMap:
     """Reads what `save` wrote, or a person did.
 
     Raises:
-        ValueError: The file isn't of that form.
-        OSError: The file can't be read.
+        ValueError: The file can't be read or isn't of that form.
     """
-    text = Path(file).read_text(encoding="utf-8")
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"float32 layers: expected a JSON file. Received: {error}") from None
     expected = (
         f'{file}: expected JSON such as {{"policy": "mixed_float16", "float32": ["stem_conv", '
         '"stage1_.*"]}.'

@@ -135,9 +135,10 @@ def test_float32_layers(tmp_path):
 def test_training_starts_from_given_weights(tmp_path):
     quick(tmp_path / "a")
     weights = f"--weights={tmp_path / 'a' / 'model.keras'}"
-    again = quick(tmp_path / "b", weights, "--learning_rate=1e-12", "--epochs=3")
-    first = read_results(tmp_path / "a")["final"]["test_accuracy"]
-    assert again["final"]["test_accuracy"] == pytest.approx(first, abs=0.05)
+    quick(tmp_path / "b", weights, "--learning_rate=1e-12", "--seed=1")
+    first, again = (keras.saving.load_model(tmp_path / run / "model.keras") for run in "ab")
+    for one, other in zip(first.trainable_variables, again.trainable_variables, strict=True):
+        np.testing.assert_allclose(one.numpy(), other.numpy(), atol=1e-6)
     with pytest.raises(errors.UserError, match="don't fit resnet18"):
         quick(tmp_path / "c", weights, "--model=resnet18")
     with pytest.raises(errors.UserError, match="does not exist"):
@@ -156,7 +157,7 @@ def test_a_finished_run_is_not_overwritten(tmp_path):
 def test_an_interrupted_run_is_resumed_only_when_asked_and_with_its_settings(tmp_path):
     quick(tmp_path)
     (tmp_path / "results.json").unlink()
-    with pytest.raises(errors.UserError, match="holds an interrupted run. Add --resume"):
+    with pytest.raises(errors.UserError, match="holds an interrupted run"):
         quick(tmp_path)
     with pytest.raises(errors.UserError, match="--seed was 0 and is 1"):
         quick(tmp_path, "--resume", "--seed=1")
@@ -173,7 +174,7 @@ def test_an_interrupted_run_is_resumed_only_when_asked_and_with_its_settings(tmp
         (["--learning_rate=nan"], "--learning_rate"),
         (["--dataset=folder:/no/such/folder"], "/no/such/folder"),
         (["--float32_layers=/no/such.json"], "/no/such.json"),
-        (["--batch_size=5000"], "--batch_size of at most"),
+        (["--batch_size=5000"], "at most 1295"),
         (["--workdir=/proc/none"], "/proc/none"),
         (["--model=resnet50", "--stem=imagenet", "--image_size=1"], "image_size"),
     ],

@@ -86,6 +86,6 @@ def test_a_full_disk_keeps_the_former_checkpoint(make_classifier, digits, tmp_pa
 
     monkeypatch.setattr(checkpoints._manager, "save", full)
     classifier.step.assign(9)
-    with pytest.raises(TfmpError, match="No space left on device.*--resume"):
+    with pytest.raises(TfmpError, match=r"No space left on device.*--resume"):
         checkpoints.save()
     assert checkpoints.latest == latest

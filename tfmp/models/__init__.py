@@ -14,6 +14,8 @@ from tfmp.errors import UserError
 from tfmp.models import resnet
 from tfmp.models.weights import load_weights
 
+__all__ = ["MODELS", "build", "load_weights"]
+
 MODELS: dict[str, Callable[..., keras.Model]] = {
     **resnet.MODELS,
 }

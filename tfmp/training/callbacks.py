@@ -85,8 +85,8 @@ class NonFiniteGuard(keras.callbacks.Callback):
         scale = float(loss_scale.scale(self.model.optimizer))
         kept = self._checkpoints.latest
         raise NonFiniteError(
-            f"Training became non-finite: {what}, at epoch {(step - 1) // self._steps_per_epoch + 1}, "
-            f"step {step}, loss scale now {scale:g}. "
+            f"Training became non-finite: {what}, at epoch "
+            f"{(step - 1) // self._steps_per_epoch + 1}, step {step}, loss scale now {scale:g}. "
             + (f"The last good checkpoint is {kept}. " if kept else "No checkpoint was saved yet. ")
             + "Try a lower --learning_rate, a longer --warmup_epochs, or --policy=float32 to see "
             "whether half precision is the cause."
@@ -163,16 +163,14 @@ class Checkpointer(keras.callbacks.Callback):
         self._checkpoints.save()
 
     def _on_signal(self, number, frame):
-        self._signal = signal.Signals(number)
+        self._signal = signal.Signals(number).name
         self.restore_signals()
-        print(
-            f"\n{self._signal.name}: saving after this step. Again: stop at once.", file=sys.stderr
-        )
+        print(f"\n{self._signal}: saving after this step. Again: stop at once.", file=sys.stderr)
 
     def _stop(self):
         self._save()
         step = int(self.model.step.numpy())
-        raise StoppedError(f"Stopped by {self._signal.name} after step {step}, saved. {self._hint}")
+        raise StoppedError(f"Stopped by {self._signal} after step {step}, saved. {self._hint}")
 
 
 class Stopwatch(keras.callbacks.Callback):
@@ -195,7 +193,8 @@ class Stopwatch(keras.callbacks.Callback):
         self.per_epoch = []
         self.steps = 0
         self._calls = 0
-        self._begin = None
+        self._running = False
+        self._begin = 0.0
         self._first_step = 0
 
     def seconds(self):
@@ -204,15 +203,15 @@ class Stopwatch(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         """Starts the clock."""
-        self._start()
+        self._start(int(self.model.step.numpy()))
 
     def on_train_batch_begin(self, batch, logs=None):
         """Sets the first call apart."""
         self._calls += 1
         if self._calls == 2:
-            began = self._begin
-            self._start()
-            self.compile = self._begin - began
+            step = int(self.model.step.numpy())  # waits for the first call's end
+            self.compile = time.perf_counter() - self._begin
+            self._start(step)
 
     def on_test_begin(self, logs=None):
         """Stops the clock before validation."""
@@ -222,12 +221,13 @@ class Stopwatch(keras.callbacks.Callback):
         """Stops the clock where there was no validation."""
         self._stop()
 
-    def _start(self):
-        self._first_step = int(self.model.step.numpy())
+    def _start(self, step):
+        self._first_step = step
         self._begin = time.perf_counter()
+        self._running = True
 
     def _stop(self):
-        if self._begin is None:
+        if not self._running:
             return
         steps = int(self.model.step.numpy()) - self._first_step
         seconds = time.perf_counter() - self._begin
@@ -235,7 +235,7 @@ class Stopwatch(keras.callbacks.Callback):
             self.compile, steps, seconds = seconds, 0, 0.0
         self.per_epoch.append(seconds)
         self.steps += steps
-        self._begin = None
+        self._running = False
 
 
 class EarlyStopping(keras.callbacks.EarlyStopping):

@@ -40,7 +40,8 @@ def announce(session, config, data, classifier, steps_per_epoch):
         "data": f"{data.name}: {sizes['train']:,} training, {sizes['validation']:,} validation and "
         f"{sizes['test']:,} test images of {shape}, {len(data.class_names)} classes",
         "model": f"{model.name}, {model.count_params():,} parameters",
-        "steps": f"{config.epochs} epochs of {steps_per_epoch:,} steps of {config.batch_size} images",
+        "steps": f"{config.epochs} epochs of {steps_per_epoch:,} steps, "
+        f"{config.batch_size} images a step",
         "workdir": session.workdir,
     }
     _table(f"tfmp {tfmp.__version__}, {session.name}", rows)
@@ -177,7 +178,7 @@ def plot_curves(rows, file, title):
 def versions():
     """Versions of Python and of the packages that decide a run's numbers: a dict of str."""
     packages = ("tfmp", "tensorflow", "keras", "numpy", "tensorflow-datasets")
-    found = {"python": platform.python_version()}
+    found: dict[str, str | None] = {"python": platform.python_version()}
     for package in packages:
         try:
             found[package] = importlib.metadata.version(package)
@@ -225,10 +226,8 @@ def _summarize(results, workdir):
     final, seconds = results["final"], results["seconds"]
     speed, memory = results["images_per_second"], results["peak_memory_bytes"]
     rows = {
-        "test accuracy": f"{final['test_accuracy']:.4f}"
-        if "test_accuracy" in final
-        else "no test set",
-        "test loss": f"{final['test_loss']:.4f}" if "test_loss" in final else "no test set",
+        "test accuracy": _rounded(final.get("test_accuracy")),
+        "test loss": _rounded(final.get("test_loss")),
         "best epoch": ", ".join(f"{k} {v:.4g}" for k, v in results["best"].items()),
         "speed": f"{speed:,.0f} images/s, compile time apart" if speed else "too few steps to tell",
         "seconds": f"{seconds['total']:.1f} in all, {seconds['compile']:.1f} to the first step",
@@ -240,6 +239,10 @@ def _summarize(results, workdir):
     }
     print()
     _table("Done", rows)
+
+
+def _rounded(value):
+    return "no test set" if value is None else f"{value:.4f}"
 
 
 def _table(title, rows):
