@@ -1,6 +1,7 @@
 """Weights from a file into a built model."""
 
 import pathlib
+import warnings
 
 from tfmp.errors import UserError
 
@@ -21,8 +22,11 @@ def load_weights(model, file):
     if not file.is_file():
         raise UserError(f"Expected a file of weights. Received: {file}, which does not exist.")
     try:
-        model.load_weights(file)
-    except (ValueError, OSError, KeyError) as error:
+        with warnings.catch_warnings():
+            # Keras only warns of a layer that it leaves as it was.
+            warnings.filterwarnings("error", "Skipping")
+            model.load_weights(file)
+    except (ValueError, OSError, KeyError, UserWarning) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
             f"The weights in {file} don't fit {model.name} with {model.output_shape[-1]} classes: "
