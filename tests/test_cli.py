@@ -82,7 +82,6 @@ def test_mistakes_are_one_line_and_status_2(word, said, capsys):
     [
         (errors.TfmpError("x"), 1),
         (errors.UserError("x"), 2),
-        (errors.OutOfMemoryError("x"), 2),
         (errors.NonFiniteError("x"), 3),
         (errors.StoppedError("x"), 75),
         (KeyboardInterrupt(), 130),
@@ -96,6 +95,21 @@ def test_exit_status_of_errors(error, status, capsys):
         cli.run(Config, main, [])
     assert ended.value.code == status
     assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_out_of_memory_leaves_at_once(monkeypatch, capsys):
+    """TensorFlow would abort in its clean-up, with another status."""
+
+    def leave(status):
+        raise SystemExit(f"left with {status}")
+
+    def main(config):
+        raise errors.OutOfMemoryError("x")
+
+    monkeypatch.setattr(os, "_exit", leave)
+    with pytest.raises(SystemExit, match="left with 2"):
+        cli.run(Config, main, [])
+    assert capsys.readouterr().err == "error: x\n"
 
 
 def test_other_errors_keep_their_traceback():

@@ -95,7 +95,7 @@ def run(config_type, main, argv=None):
     try:
         main(config)
     except errors.TfmpError as error:
-        _exit(error.exit_status, str(error))
+        _exit(error.exit_status, str(error), at_once=isinstance(error, errors.OutOfMemoryError))
     except KeyboardInterrupt:
         _exit(128 + signal.SIGINT, "interrupted; what was saved before is kept")
 
@@ -208,8 +208,14 @@ def _program_name(module):
     return f"python -m {spec.name}" if spec else pathlib.Path(sys.argv[0]).name
 
 
-def _exit(status, message):
-    """Ends the process with one line on stderr."""
+def _exit(status, message, at_once=False):
+    """Ends the process with one line on stderr.
+
+    `at_once` leaves without freeing anything: once a GPU's memory has run out, TensorFlow 2.21
+    aborts with a stack trace while it frees its variables.
+    """
     sys.stdout.flush()
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    if at_once:
+        os._exit(status)
     sys.exit(status)

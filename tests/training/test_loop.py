@@ -140,7 +140,8 @@ def test_without_validation(make_classifier, digits, tmp_path):
 @pytest.mark.parametrize(
     ("message", "batch", "fits"),
     [
-        ("Out of memory while trying to allocate 68719476736 bytes", 1024, 432),
+        ("Out of memory while trying to allocate 68719476736 bytes", 1024, 352),
+        ("Out of memory while trying to allocate 106.21GiB.", 1783, 376),
         ("OOM when allocating tensor with shape[1,2]", 1024, 512),
         ("Out of memory while trying to allocate 10 bytes", 3, 1),
     ],

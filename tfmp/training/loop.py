@@ -14,6 +14,9 @@ from tfmp.errors import OutOfMemoryError
 from tfmp.training import callbacks
 from tfmp.training.checkpoints import Checkpoints
 
+UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
+ALLOCATION = re.compile(rf"allocat\w* (\d+(?:\.\d+)?) ?({'|'.join(UNITS)})")
+
 
 @dataclasses.dataclass(frozen=True)
 class Fitted:
@@ -131,9 +134,14 @@ def _out_of_memory(error, config, model):
     XLA asks for the memory of the whole step at once, in proportion to the batch; without XLA
     the message knows one tensor only, and half the batch is the next one to try.
     """
-    asked = max((int(n) for n in re.findall(r"allocat\w* (\d+) ?bytes", error.message)), default=0)
     limit = hardware.memory_limit_bytes() or 0
-    share = 0.85 * limit / asked if asked > limit > 0 else 0.5
+    asked = max(
+        (float(n) * 2 ** (10 * UNITS.index(u)) for n, u in ALLOCATION.findall(error.message)),
+        default=0,
+    )
+    # Where memory is short XLA has computed things twice to save up to a quarter of it; the
+    # batch to propose should do without.
+    share = 0.7 * limit / asked if asked > limit > 0 else 0.5
     batch = max(1, int(config.batch_size * share))
     batch = batch // 8 * 8 or batch
     return OutOfMemoryError(

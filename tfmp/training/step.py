@@ -21,7 +21,7 @@ class Classifier(keras.Model):
     Args:
         model: Keras model, images [batch, height, width, channels] of 0-255 -> logits
             [batch, classes] float32. It is trained in place and saved on its own.
-        augmentation: Function of (images float32, seed int32 [2]) -> images.
+        augmentation: Function of (images float32, seed int64 [2]) -> images.
         seed: Seed of the random augmentation.
         label_smoothing: Share of each label that is spread over all classes.
         mixup: Parameter alpha of the mixup's Beta distribution; 0: no mixup.
@@ -40,9 +40,10 @@ class Classifier(keras.Model):
         self.label_smoothing = label_smoothing
         self.mixup = mixup
         self.classes = model.output_shape[-1]
+        # int64: TensorFlow keeps int32 variables on the host, where XLA on a GPU can't reach them.
         for name in ("step", "skipped_steps", "bad_steps", "first_bad_step"):
             counter = self.add_weight(
-                shape=(), dtype="int32", initializer="zeros", trainable=False, name=name
+                shape=(), dtype="int64", initializer="zeros", trainable=False, name=name
             )
             setattr(self, name, counter)
         self.built = True
@@ -72,7 +73,7 @@ class Classifier(keras.Model):
         Returns:
             (images [batch, height, width, channels] float32, labels [batch, classes] float32).
         """
-        seed = tf.stack([tf.constant(self.seed, tf.int32), self.step.value])
+        seed = tf.stack([tf.constant(self.seed, tf.int64), self.step.value])
         images = self.augmentation(tf.cast(images, tf.float32), seed)
         labels = tf.one_hot(labels, self.classes, dtype=tf.float32)
         if self.label_smoothing:
@@ -117,7 +118,7 @@ class Classifier(keras.Model):
         begins = bad & tf.equal(self.bad_steps.value, 0)
         self.first_bad_step.assign(tf.where(begins, self.step.value, self.first_bad_step.value))
         self.bad_steps.assign(tf.where(bad, self.bad_steps.value + 1, 0))
-        self.skipped_steps.assign_add(tf.cast(skipped, tf.int32))
+        self.skipped_steps.assign_add(tf.cast(skipped, tf.int64))
         self.step.assign_add(1)
 
 
