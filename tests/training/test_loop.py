@@ -62,6 +62,23 @@ def test_resume_equals_uninterrupted(make_classifier, digits, tmp_path, policy, 
     assert fitted.images_per_second > 0
 
 
+@pytest.mark.parametrize("step", [12, 15])  # in the last epoch, behind it
+def test_a_run_resumed_at_its_end_has_the_averaged_weights(make_classifier, digits, tmp_path, step):
+    config = dataclasses.replace(BASE, ema=0.9)
+    whole = make_classifier(config=config)
+    stop = [StopAt(12)] if step == 12 else []
+    if stop:
+        with pytest.raises(errors.StoppedError):
+            fit(make_classifier(config=config), digits, config, tmp_path, extra_callbacks=stop)
+    else:
+        fit(make_classifier(config=config), digits, config, tmp_path)
+    resumed = make_classifier(config=config)
+    fit(resumed, digits, config, tmp_path)
+    fit(whole, digits, config, tmp_path / "whole")
+    for a, b in zip(weights(whole), weights(resumed), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_gives_the_handlers_back(make_classifier, digits, tmp_path, number):
     before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
@@ -121,6 +138,9 @@ def test_early_stopping(make_classifier, digits, tmp_path):
     config = dataclasses.replace(BASE, epochs=30, early_stopping=1, learning_rate=1e-9)
     fit(make_classifier(config=config), digits, config, tmp_path)
     assert len(callbacks.read_metrics(tmp_path / "metrics.csv")) == 2
+    resumed = make_classifier(config=config)
+    fit(resumed, digits, config, tmp_path)
+    assert resumed.step.numpy() == 10, "a run that had stopped early went on"
 
 
 def test_tensorboard(make_classifier, digits, tmp_path):

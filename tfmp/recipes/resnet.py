@@ -51,6 +51,11 @@ class Config(training.TrainingConfig):
         0.0, "Alpha of the mixup's Beta distribution; 0: none.", group="Training"
     )
 
+    def __post_init__(self):
+        """Checks the ranges that the types don't hold."""
+        super().__post_init__()
+        self.check("mixup", lambda value: value >= 0, "0 or more")
+
 
 def run(config):
     """Trains and evaluates as `config` says; returns the dict in `results.json`."""

@@ -257,6 +257,12 @@ class EarlyStopping(keras.callbacks.EarlyStopping):
             self.on_epoch_end(int(row["epoch"]), row)
 
 
+def has_stopped_early(patience, metrics_file):
+    """Whether `EarlyStopping` has ended the run that wrote a CSV log; never without patience."""
+    scores = [row["val_accuracy"] for row in read_metrics(metrics_file)] if patience else []
+    return bool(scores) and len(scores) - 1 - scores.index(max(scores)) >= patience
+
+
 def read_metrics(file):
     """Rows of a CSV log: a list of dicts of floats, NaN where a value is missing.
 
@@ -279,7 +285,9 @@ def keep_epochs(file, epochs):
         return
     header, *rows = file.read_text().splitlines() or [""]
     kept = [row for row in rows if row.split(",")[0].isdigit() and int(row.split(",")[0]) < epochs]
-    file.write_text("".join(line + "\n" for line in [header, *kept] if line) if kept else "")
+    partial = file.with_name(file.name + ".partial")
+    partial.write_text("".join(line + "\n" for line in [header, *kept]) if kept else "")
+    partial.replace(file)
 
 
 def _number(text):

@@ -122,16 +122,16 @@ class TrainingConfig:
             "steps_per_execution learning_rate"
         )
         for name in positive.split():
-            self._check(name, lambda value: value > 0, "above 0")
+            self.check(name, lambda value: value > 0, "above 0")
         natural = "save_every_steps early_stopping warmup_epochs weight_decay"
         for name in natural.split():
-            self._check(name, lambda value: value >= 0, "0 or more")
-        self._check("validation_fraction", lambda value: 0 <= value <= 0.5, "from 0 to 0.5")
-        self._check("label_smoothing", lambda value: 0 <= value < 1, "from 0 to below 1")
-        self._check("ema", lambda value: 0 <= value < 1, "from 0 to below 1")
-        self._check("seed", lambda value: 0 <= value < 2**31, "from 0 to 2**31-1")
-        self._check("warmup_epochs", lambda value: value < self.epochs, "below --epochs")
-        self._check(
+            self.check(name, lambda value: value >= 0, "0 or more")
+        self.check("validation_fraction", lambda value: 0 <= value <= 0.5, "from 0 to 0.5")
+        self.check("label_smoothing", lambda value: 0 <= value < 1, "from 0 to below 1")
+        self.check("ema", lambda value: 0 <= value < 1, "from 0 to below 1")
+        self.check("seed", lambda value: 0 <= value < 2**31, "from 0 to 2**31-1")
+        self.check("warmup_epochs", lambda value: value < self.epochs, "below --epochs")
+        self.check(
             "save_every_steps",
             lambda value: value % self.steps_per_execution == 0,
             "a multiple of --steps_per_execution",
@@ -141,7 +141,8 @@ class TrainingConfig:
         if self.early_stopping and not self.validation_fraction:
             raise UserError("--early_stopping needs validation images: --validation_fraction > 0.")
 
-    def _check(self, name, in_range, expected):
+    def check(self, name, in_range, expected):
+        """Raises a `UserError` unless a setting is None, or finite and `in_range`."""
         value = getattr(self, name)
         if value is None:
             return

@@ -75,6 +75,7 @@ def fit(classifier, data, config, workdir, *, resume_hint="", extra_callbacks=()
     # Logs are completed before they are written, and written before the epoch counts as done.
     every = [callbacks.StepLogs(), stopwatch, guard, logger, *_optional(config, workdir, log)]
     every += [*extra_callbacks, saver]
+    classifier.stop_training = callbacks.has_stopped_early(config.early_stopping, log)
     try:
         while step < config.epochs * epoch_steps and not classifier.stop_training:
             epoch, done = divmod(step, epoch_steps)
@@ -92,6 +93,8 @@ def fit(classifier, data, config, workdir, *, resume_hint="", extra_callbacks=()
             step = int(classifier.step.numpy())
             if done and config.ema:
                 checkpoints.restore()  # Keras ends each `fit` with the averages as weights
+        if config.ema:
+            classifier.optimizer.finalize_variable_values(classifier.trainable_variables)
     except tf.errors.ResourceExhaustedError as error:
         raise _out_of_memory(error, config, classifier.model) from None
     finally:
