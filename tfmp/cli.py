@@ -61,7 +61,7 @@ def prepare():
         home = pathlib.Path(os.environ.get("KERAS_HOME") or pathlib.Path.home() / ".keras")
         try:
             backend = json.loads((home / "keras.json").read_text()).get("backend")
-        except (OSError, ValueError):
+        except (OSError, ValueError, AttributeError):
             backend = None
     if backend not in (None, "tensorflow"):
         _exit(

@@ -166,15 +166,19 @@ def save(policy_map: DTypePolicyMap, file: str | Path) -> None:
     Path(file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def load(file: str | Path) -> DTypePolicyMap:
+def load(file: str | Path, expected_policy: str | None = None) -> DTypePolicyMap:
     """Reads what `save` wrote, or a person did.
 
+    Args:
+        file: Path of the JSON file.
+        expected_policy: The policy that the file has to be for; None: any.
+
     Raises:
-        ValueError: The file can't be read or isn't of that form.
+        ValueError: The file can't be read, isn't of that form, or is for another policy.
     """
     try:
-        text = Path(file).read_text(encoding="utf-8")
-    except OSError as error:
+        text = Path(file).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"float32 layers: expected a JSON file. Received: {error}") from None
     expected = (
         f'{file}: expected JSON such as {{"policy": "mixed_float16", "float32": ["stem_conv", '
@@ -191,6 +195,11 @@ def load(file: str | Path) -> DTypePolicyMap:
         isinstance(patterns, list) and all(isinstance(p, str) for p in patterns)
     ):
         raise UserError(f"{expected} Received: {text[:200]!r}")
+    if expected_policy not in (None, policy):
+        raise UserError(
+            f"{file}: expected a file for the policy in force, {expected_policy}. Received one for "
+            f"{policy}. Run with --policy={policy}, or change the file."
+        )
     return with_float32(patterns, policy)
 
 

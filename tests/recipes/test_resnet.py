@@ -132,6 +132,13 @@ def test_float32_layers(tmp_path):
     assert dtypes["stage2_block1_conv1"] == "float16"
 
 
+def test_a_file_of_float32_layers_for_another_policy_is_refused(tmp_path):
+    file = tmp_path / "layers.json"
+    file.write_text('{"policy": "mixed_float16", "float32": ["head"]}')
+    with pytest.raises(errors.UserError, match="policy in force, float32"):
+        quick(tmp_path / "run", f"--float32_layers={file}")
+
+
 def test_training_starts_from_given_weights(tmp_path):
     quick(tmp_path / "a")
     weights = f"--weights={tmp_path / 'a' / 'model.keras'}"
@@ -145,6 +152,9 @@ def test_training_starts_from_given_weights(tmp_path):
         quick(tmp_path / "d", "--weights=/no/such.keras")
     with pytest.raises(errors.UserError, match=r"\.keras or \.weights\.h5"):
         quick(tmp_path / "e", "--weights=model.h5")
+    (tmp_path / "damaged.keras").write_bytes(b"no zip")
+    with pytest.raises(errors.UserError, match=r"damaged\.keras"):
+        quick(tmp_path / "f", f"--weights={tmp_path / 'damaged.keras'}")
 
 
 def test_a_finished_run_is_not_overwritten(tmp_path):
@@ -164,6 +174,19 @@ def test_an_interrupted_run_is_resumed_only_when_asked_and_with_its_settings(tmp
     assert quick(tmp_path, "--resume")["epochs"] == 2
 
 
+@pytest.mark.parametrize("content", ["[]", "{", "\xff"])
+def test_a_damaged_config_file_is_one_error(tmp_path, content):
+    (tmp_path / "config.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(errors.UserError, match=r"config\.json|--workdir"):
+        quick(tmp_path, "--resume")
+
+
+def test_checkpoints_without_their_settings_are_not_taken_up(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(errors.UserError, match="holds checkpoints"):
+        quick(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
@@ -176,7 +199,12 @@ def test_an_interrupted_run_is_resumed_only_when_asked_and_with_its_settings(tmp
         (["--float32_layers=/no/such.json"], "/no/such.json"),
         (["--batch_size=5000"], "at most 1295"),
         (["--workdir=/proc/none"], "/proc/none"),
-        (["--model=resnet50", "--stem=imagenet", "--image_size=1"], "image_size"),
+        (["--image_size=1"], "image_size"),
+        (["--mixup=-1"], "--mixup 0 or more"),
+        (["--initial_scale=1e300"], "--initial_scale above 0 and at most"),
+        (["--early_stopping=2", "--validation_fraction=0"], "--early_stopping needs validation"),
+        (["--steps_per_execution=100"], "steps per execution"),
+        (["--epochs=2", "--warmup_epochs=3"], "--warmup_epochs below --epochs"),
     ],
 )
 def test_a_users_mistake_is_one_line_and_status_2(tmp_path, monkeypatch, capsys, flags, said):
@@ -186,7 +214,7 @@ def test_a_users_mistake_is_one_line_and_status_2(tmp_path, monkeypatch, capsys,
     err = capsys.readouterr().err
     assert ended.value.code == 2
     assert said in err and err.count("\n") == 1
-    assert not list(tmp_path.glob("runs/*/results.json"))
+    assert not list(tmp_path.iterdir()), "a mistake left something behind"
 
 
 def test_non_finite_training_ends_with_status_3(tmp_path):
@@ -268,3 +296,7 @@ def test_a_folder_of_images(tmp_path):
     assert results["data"]["input_shape"] == [16, 16, 3]
     assert results["data"]["sizes"]["test"] == 20
     assert results["final"]["test_accuracy"] >= 0.95
+    damaged = tmp_path / "images" / "train" / "dark" / "7.png"
+    damaged.write_bytes(damaged.read_bytes()[:60] + bytes(400) + damaged.read_bytes()[460:])
+    with pytest.raises(errors.UserError, match="is damaged"):
+        quick(tmp_path / "again", f"--dataset=folder:{tmp_path / 'images'}", "--batch_size=8")

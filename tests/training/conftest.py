@@ -48,7 +48,12 @@ def make_classifier():
         optimizer = optimizers.build(config, model, steps_per_epoch)
         if policies.uses_float16(model):
             optimizer = loss_scale.wrap(optimizer, config.initial_scale)
-        compile_classifier(classifier, optimizer, jit_compile=config.jit_compile == "true")
+        compile_classifier(
+            classifier,
+            optimizer,
+            jit_compile=config.jit_compile == "true",
+            steps_per_execution=config.steps_per_execution,
+        )
         return classifier
 
     return make

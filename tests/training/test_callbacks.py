@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from tfmp.training import callbacks
+from tfmp.training import callbacks, files
 
 LOG = "epoch,loss,val_accuracy\n0,1.5,0.5\n1,1.0,0.7\n2,0.5,NA\n"
 
@@ -17,23 +17,23 @@ def log(tmp_path):
 
 
 def test_rows(log, tmp_path):
-    rows = callbacks.read_metrics(log)
+    rows = files.read_metrics(log)
     assert rows[1] == {"epoch": 1, "loss": 1.0, "val_accuracy": 0.7}
     assert math.isnan(rows[2]["val_accuracy"])
-    assert callbacks.read_metrics(tmp_path / "none.csv") == []
+    assert files.read_metrics(tmp_path / "none.csv") == []
 
 
 @pytest.mark.parametrize("epochs", [0, 1, 2, 3, 9])
 def test_rows_of_epochs_to_be_done_again_go(log, epochs):
-    callbacks.keep_epochs(log, epochs)
-    assert len(callbacks.read_metrics(log)) == min(epochs, 3)
+    files.keep_epochs(log, epochs)
+    assert len(files.read_metrics(log)) == min(epochs, 3)
     assert log.read_text() == "" if epochs == 0 else log.read_text().startswith("epoch,loss")
 
 
 def test_a_row_cut_off_by_a_kill_goes(log):
     log.write_text(LOG.removesuffix(",0.5,NA\n"))
-    callbacks.keep_epochs(log, 2)
-    assert len(callbacks.read_metrics(log)) == 2
+    files.keep_epochs(log, 2)
+    assert len(files.read_metrics(log)) == 2
 
 
 def test_early_stopping_counts_the_epochs_before(log):

@@ -69,6 +69,14 @@ def test_a_damaged_checkpoint_is_named(make_classifier, digits, tmp_path):
         Checkpoints(tmp_path, make_classifier("mixed_float16", CONFIG)).restore()
 
 
+def test_a_damaged_list_of_checkpoints_is_no_new_start(make_classifier, digits, tmp_path):
+    _, checkpoints = trained(make_classifier, digits, tmp_path)
+    checkpoints.save()
+    (tmp_path / "checkpoint").unlink()
+    with pytest.raises(TfmpError, match="'checkpoint' there"):
+        Checkpoints(tmp_path, make_classifier("mixed_float16", CONFIG)).restore()
+
+
 def test_a_checkpoint_of_another_model_is_refused(make_classifier, digits, tmp_path):
     _, checkpoints = trained(make_classifier, digits, tmp_path)
     checkpoints.save()

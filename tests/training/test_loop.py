@@ -11,7 +11,7 @@ import pytest
 
 from tfmp import errors, hardware
 from tfmp.data import steps_per_epoch
-from tfmp.training import TrainingConfig, callbacks, fit, loop
+from tfmp.training import TrainingConfig, files, fit, loop
 
 BASE = TrainingConfig(epochs=3, warmup_epochs=1, batch_size=256, seed=5)
 
@@ -45,10 +45,13 @@ def weights(classifier):
 )
 def test_resume_equals_uninterrupted(make_classifier, digits, tmp_path, policy, changes):
     config = dataclasses.replace(BASE, **changes)
-    assert steps_per_epoch(digits.sizes["train"], config.batch_size) == 5
+    spe = config.steps_per_execution
+    assert steps_per_epoch(digits.sizes["train"], config.batch_size, spe) == 5 // spe * spe
+    if not config.validation_fraction:
+        digits = dataclasses.replace(digits, validation=None)
     whole = make_classifier(policy, config)
     fit(whole, digits, config, tmp_path / "whole")
-    for step in (5, 7):  # an epoch's end, the middle of one
+    for step in (4, 6):  # the end of an epoch of 4 steps, the middle of any
         stopped = make_classifier(policy, config)
         with pytest.raises(errors.StoppedError, match="SIGTERM after step"):
             fit(stopped, digits, config, tmp_path / "part", extra_callbacks=[StopAt(step)])
@@ -56,10 +59,11 @@ def test_resume_equals_uninterrupted(make_classifier, digits, tmp_path, policy, 
     fitted = fit(resumed, digits, config, tmp_path / "part")
     for a, b in zip(weights(whole), weights(resumed), strict=True):
         np.testing.assert_array_equal(a, b)
-    logs = [callbacks.read_metrics(tmp_path / run / "metrics.csv") for run in ("whole", "part")]
+    logs = [files.read_metrics(tmp_path / run / "metrics.csv") for run in ("whole", "part")]
     assert logs[0] == logs[1]
     assert [row["epoch"] for row in logs[0]] == [0, 1, 2]
     assert fitted.images_per_second > 0
+    assert whole.step.numpy() == resumed.step.numpy() == 3 * (5 // spe * spe)
 
 
 @pytest.mark.parametrize("step", [12, 15])  # in the last epoch, behind it
@@ -137,7 +141,7 @@ def test_a_loss_scale_that_never_recovers_ends_the_run(make_classifier, digits, 
 def test_early_stopping(make_classifier, digits, tmp_path):
     config = dataclasses.replace(BASE, epochs=30, early_stopping=1, learning_rate=1e-9)
     fit(make_classifier(config=config), digits, config, tmp_path)
-    assert len(callbacks.read_metrics(tmp_path / "metrics.csv")) == 2
+    assert len(files.read_metrics(tmp_path / "metrics.csv")) == 2
     resumed = make_classifier(config=config)
     fit(resumed, digits, config, tmp_path)
     assert resumed.step.numpy() == 10, "a run that had stopped early went on"
@@ -147,6 +151,21 @@ def test_tensorboard(make_classifier, digits, tmp_path):
     config = dataclasses.replace(BASE, epochs=1, warmup_epochs=0, tensorboard=True)
     fit(make_classifier(config=config), digits, config, tmp_path)
     assert list((tmp_path / "tensorboard").rglob("events.out.tfevents.*"))
+
+
+def test_the_first_call_is_timed_apart_even_if_it_is_a_whole_epoch(
+    make_classifier, digits, tmp_path
+):
+    config = dataclasses.replace(BASE, batch_size=1295)
+    fitted = fit(make_classifier(config=config), digits, config, tmp_path)
+    assert fitted.compile_seconds > 5 * fitted.seconds_per_epoch[-1]
+    assert len(fitted.seconds_per_epoch) == 3
+
+
+def test_early_stopping_without_validation(make_classifier, digits, tmp_path):
+    config = dataclasses.replace(BASE, early_stopping=2)
+    with pytest.raises(errors.UserError, match="needs validation images"):
+        fit(make_classifier(), dataclasses.replace(digits, validation=None), config, tmp_path)
 
 
 def test_without_validation(make_classifier, digits, tmp_path):

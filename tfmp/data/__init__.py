@@ -68,8 +68,12 @@ def load(
     """
     options = Options(data_dir, manual_dir, validation_fraction, image_size, seed)
     prefix, colon, rest = name.partition(":")
-    if colon and prefix in PREFIXES:
-        return PREFIXES[prefix](rest, options)
-    if name in DATASETS:
-        return DATASETS[name](name, options)
-    return from_tfds.load(name, options, also_known=[*DATASETS, *(f"{p}:PATH" for p in PREFIXES)])
+    try:
+        if colon and prefix in PREFIXES:
+            return PREFIXES[prefix](rest, options)
+        if name in DATASETS:
+            return DATASETS[name](name, options)
+        known = [*DATASETS, *(f"{p}:PATH" for p in PREFIXES)]
+        return from_tfds.load(name, options, also_known=known)
+    except OSError as error:
+        raise DataError(f"Can't read {name}: {error}.") from error

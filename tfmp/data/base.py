@@ -51,9 +51,10 @@ class Data:
         input_shape: Height, width and channels of every image.
         class_names: One name a class, in the order of the labels.
         sizes: Number of examples in "train", "validation" and "test"; 0 where there is none.
-        train: `train(batch_size, *, seed, start_step=0)` gives an endless `tf.data.Dataset` of
-            (images uint8 [batch, height, width, channels], labels int32 [batch]). Batch k is a
-            function of (data, seed, k) alone; the remainder of each epoch is dropped.
+        train: `train(batch_size, *, seed, start_step=0, multiple_of=1)` gives an endless
+            `tf.data.Dataset` of (images uint8 [batch, height, width, channels], labels int32
+            [batch]). Batch k is a function of (data, seed, k) alone; an epoch has
+            `steps_per_epoch(...)` batches, and drops the remainder.
         validation: `validation(batch_size)` gives every example once, in order, as (images,
             labels, weights float32 [batch]); the last batch is filled up with zeros of
             weight 0. None where there is no validation set.

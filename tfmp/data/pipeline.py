@@ -16,11 +16,16 @@ IN_MEMORY_BYTES = 2**30
 SHUFFLE_BYTES = 2**30
 
 
-def steps_per_epoch(examples: int, batch_size: int) -> int:
+def steps_per_epoch(examples: int, batch_size: int, multiple_of: int = 1) -> int:
     """Number of whole batches in an epoch.
 
+    Args:
+        examples: Number of training examples.
+        batch_size: Examples in a batch.
+        multiple_of: Training steps that one call from the host runs: an epoch is a multiple.
+
     Raises:
-        DataError: If not even one batch can be filled.
+        DataError: If not even one batch, or one such call, can be filled.
     """
     _check_batch_size(batch_size)
     if batch_size > examples:
@@ -28,7 +33,13 @@ def steps_per_epoch(examples: int, batch_size: int) -> int:
             f"Expected a batch size of at most {examples}, the number of training examples. "
             f"Received: {batch_size}. Use a smaller batch or a smaller validation_fraction."
         )
-    return examples // batch_size
+    steps = examples // batch_size // multiple_of * multiple_of
+    if not steps:
+        raise DataError(
+            f"Expected at most {examples // batch_size} steps per execution, the batches of "
+            f"{batch_size} in {examples} training examples. Received: {multiple_of}."
+        )
+    return steps
 
 
 def order(seed: int, epoch: tf.Tensor, examples: int) -> tf.Tensor:
@@ -70,8 +81,10 @@ def in_memory_train(images: np.ndarray, labels: np.ndarray) -> Callable:
     images, labels = _on_host(images, labels)
     examples = int(images.shape[0])
 
-    def train(batch_size: int, *, seed: int, start_step: int = 0) -> tf.data.Dataset:
-        steps = steps_per_epoch(examples, batch_size)
+    def train(
+        batch_size: int, *, seed: int, start_step: int = 0, multiple_of: int = 1
+    ) -> tf.data.Dataset:
+        steps = steps_per_epoch(examples, batch_size, multiple_of)
         _check_start_step(start_step)
 
         first_epoch, first_step = divmod(start_step, steps)
@@ -129,8 +142,10 @@ def streamed_train(records: Callable, decode: Callable, examples: int) -> Callab
         examples: Number of records in an epoch.
     """
 
-    def train(batch_size: int, *, seed: int, start_step: int = 0) -> tf.data.Dataset:
-        steps = steps_per_epoch(examples, batch_size)
+    def train(
+        batch_size: int, *, seed: int, start_step: int = 0, multiple_of: int = 1
+    ) -> tf.data.Dataset:
+        steps = steps_per_epoch(examples, batch_size, multiple_of)
         _check_start_step(start_step)
         first_epoch, first_step = divmod(start_step, steps)
 

@@ -2,6 +2,7 @@
 
 import pathlib
 import warnings
+import zipfile
 
 from tfmp.errors import UserError
 
@@ -16,17 +17,19 @@ def load_weights(model, file):
     Raises:
         UserError: No such file, another kind of file, or weights of another model.
     """
-    file = pathlib.Path(file)
+    file = pathlib.Path(file).expanduser()
     if not file.name.endswith((".keras", ".weights.h5")):
         raise UserError(f"Expected a file of weights, .keras or .weights.h5. Received: {file}.")
-    if not file.is_file():
-        raise UserError(f"Expected a file of weights. Received: {file}, which does not exist.")
     try:
+        if not file.is_file():
+            raise UserError(f"Expected a file of weights. Received: {file}, which does not exist.")
         with warnings.catch_warnings():
             # Keras only warns of a layer that it leaves as it was.
             warnings.filterwarnings("error", "Skipping")
             model.load_weights(file)
-    except (ValueError, OSError, KeyError, UserWarning) as error:
+    except UserError:
+        raise
+    except (ValueError, OSError, KeyError, UserWarning, zipfile.BadZipFile) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
             f"The weights in {file} don't fit {model.name} with {model.output_shape[-1]} classes: "

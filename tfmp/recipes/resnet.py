@@ -70,7 +70,9 @@ def run(config):
         validation_fraction=config.validation_fraction,
         image_size=config.image_size,
     )
-    epoch_steps = steps_per_epoch(data.sizes["train"], config.batch_size)
+    epoch_steps = steps_per_epoch(
+        data.sizes["train"], config.batch_size, config.steps_per_execution
+    )
     # --- model
     with policies.scope(session.policy):
         model = models.build(
@@ -80,7 +82,9 @@ def run(config):
             stem=config.stem,
         )
     if config.float32_layers:
-        model = policies.set_policy(model, policies.load(config.float32_layers))
+        model = policies.set_policy(
+            model, policies.load(config.float32_layers, expected_policy=session.policy)
+        )
     if config.weights:
         models.load_weights(model, config.weights)
     # --- training step
@@ -103,10 +107,9 @@ def run(config):
     )
     # --- train, evaluate, write
     results.announce(session, config, data, classifier, epoch_steps)
-    setup = time.perf_counter() - began
     hint = f"Go on with the same flags and --resume --workdir={session.workdir}."
     fitted = training.fit(classifier, data, config, session.workdir, resume_hint=hint)
-    return results.finish(session, config, data, classifier, fitted, {"setup": setup})
+    return results.finish(session, config, data, classifier, fitted, began)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ All per-step work is in `on_train_batch_begin`: a callback with `on_train_batch_
 Keras wait for the device after every step.
 """
 
-import csv
 import math
 import pathlib
 import signal
@@ -17,6 +16,7 @@ import tensorflow as tf
 
 from tfmp import loss_scale
 from tfmp.errors import NonFiniteError, StoppedError
+from tfmp.training.files import read_metrics
 
 CHECK_EVERY = 100  # steps between two looks at the device's counters
 MAX_BAD_STEPS = 50  # in a row: the scale has fallen by 2**50, float16's whole range is 2**40
@@ -174,12 +174,13 @@ class Checkpointer(keras.callbacks.Callback):
 
 
 class Stopwatch(keras.callbacks.Callback):
-    """Times training apart from compiling, validation and saving, in seconds.
+    """Times training apart from compiling and validation, in seconds.
 
     Args:
         before: Seconds that the run took in earlier processes.
 
     Attributes:
+        before: Seconds that the run took in earlier processes.
         compile: Seconds of the first call of the step: tracing, compiling, running.
         per_epoch: Seconds of each epoch's training steps, without that first call.
         steps: Steps in all of `per_epoch`.
@@ -187,7 +188,7 @@ class Stopwatch(keras.callbacks.Callback):
 
     def __init__(self, before=0.0):
         super().__init__()
-        self._before = before
+        self.before = before
         self._created = time.perf_counter()
         self.compile = 0.0
         self.per_epoch = []
@@ -199,7 +200,7 @@ class Stopwatch(keras.callbacks.Callback):
 
     def seconds(self):
         """Seconds of the run, earlier processes included."""
-        return self._before + time.perf_counter() - self._created
+        return self.before + time.perf_counter() - self._created
 
     def on_epoch_begin(self, epoch, logs=None):
         """Starts the clock."""
@@ -208,7 +209,7 @@ class Stopwatch(keras.callbacks.Callback):
     def on_train_batch_begin(self, batch, logs=None):
         """Sets the first call apart."""
         self._calls += 1
-        if self._calls == 2:
+        if self._calls == 2 and not self.compile:
             step = int(self.model.step.numpy())  # waits for the first call's end
             self.compile = time.perf_counter() - self._begin
             self._start(step)
@@ -260,38 +261,5 @@ class EarlyStopping(keras.callbacks.EarlyStopping):
 def has_stopped_early(patience, metrics_file):
     """Whether `EarlyStopping` has ended the run that wrote a CSV log; never without patience."""
     scores = [row["val_accuracy"] for row in read_metrics(metrics_file)] if patience else []
+    scores = [score for score in scores if not math.isnan(score)]
     return bool(scores) and len(scores) - 1 - scores.index(max(scores)) >= patience
-
-
-def read_metrics(file):
-    """Rows of a CSV log: a list of dicts of floats, NaN where a value is missing.
-
-    Args:
-        file: Path of the file that `keras.callbacks.CSVLogger` wrote; may not exist yet.
-    """
-    if not pathlib.Path(file).exists():
-        return []
-    with open(file, newline="") as lines:
-        return [
-            {name: _number(value) for name, value in row.items() if name is not None}
-            for row in csv.DictReader(lines)
-        ]
-
-
-def keep_epochs(file, epochs):
-    """Drops from a CSV log the rows of epochs from `epochs` (counted from 0) on."""
-    file = pathlib.Path(file)
-    if not file.exists():
-        return
-    header, *rows = file.read_text().splitlines() or [""]
-    kept = [row for row in rows if row.split(",")[0].isdigit() and int(row.split(",")[0]) < epochs]
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text("".join(line + "\n" for line in [header, *kept]) if kept else "")
-    partial.replace(file)
-
-
-def _number(text):
-    try:
-        return float(text)
-    except (TypeError, ValueError):
-        return math.nan

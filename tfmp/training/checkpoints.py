@@ -1,5 +1,7 @@
 """Full state of a run on disk: what a resumed run needs to go on as if it had never stopped."""
 
+import pathlib
+
 import keras
 import tensorflow as tf
 
@@ -78,12 +80,20 @@ class Checkpoints:
             TfmpError: The checkpoint is damaged or of another model.
         """
         if self.latest is None:
+            if any(pathlib.Path(self._manager.directory).glob("*.index")):
+                raise TfmpError(
+                    f"{self._manager.directory} holds checkpoints, but the file 'checkpoint' "
+                    "there, which names the last one, is damaged. Mend it, or begin anew in "
+                    "another --workdir."
+                )
             return None
         try:
             self._checkpoint.restore(self.latest).assert_consumed()
         except (tf.errors.OpError, ValueError, IndexError, AssertionError) as error:
             raise TfmpError(
-                f"Can't restore {self.latest}: it is damaged or of another model ({error})."
+                f"Can't restore {self.latest}: it is damaged or of another model ({error}). Begin "
+                "anew in another --workdir, or name the checkpoint before it in the file "
+                "'checkpoint' beside it."
             ) from error
         self._saved_step = int(self._step.numpy())
         return [v.numpy() for v in self._metrics]

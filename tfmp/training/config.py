@@ -73,8 +73,10 @@ class TrainingConfig:
         "times gradient_accumulation_steps.",
         group="Training",
     )
-    warmup_epochs: float = flag(
-        3.0, "Epochs of linear warm-up before the cosine decay.", group="Training"
+    warmup_epochs: float | None = flag(
+        None,
+        "Epochs of linear warm-up before the cosine decay; none: a tenth of --epochs.",
+        group="Training",
     )
     weight_decay: float = flag(
         5e-2,
@@ -97,7 +99,10 @@ class TrainingConfig:
         1, "Training steps that one call from the host runs.", group="Training"
     )
     early_stopping: int = flag(
-        0, "Stop after so many epochs without a better val_accuracy; 0: never.", group="Training"
+        0,
+        "Stop after so many epochs without a better val_accuracy; needs validation images; 0: "
+        "never.",
+        group="Training",
     )
 
     workdir: str | None = flag(
@@ -105,7 +110,10 @@ class TrainingConfig:
     )
     resume: bool = flag(False, "Go on with the interrupted run in --workdir.", group="Run")
     save_every_steps: int = flag(
-        0, "Save a checkpoint every so many steps, beside each epoch's; 0: no more.", group="Run"
+        0,
+        "Save a checkpoint every so many steps, a multiple of --steps_per_execution, beside each "
+        "epoch's; 0: no more.",
+        group="Run",
     )
     seed: int = flag(0, "Seed of weights, data order and augmentation; 0 to 2**31-1.", group="Run")
     deterministic: bool = flag(
@@ -117,10 +125,7 @@ class TrainingConfig:
 
     def __post_init__(self):
         """Checks the ranges that the types don't hold."""
-        positive = (
-            "epochs batch_size image_size initial_scale gradient_accumulation_steps "
-            "steps_per_execution learning_rate"
-        )
+        positive = "epochs batch_size image_size gradient_accumulation_steps steps_per_execution"
         for name in positive.split():
             self.check(name, lambda value: value > 0, "above 0")
         natural = "save_every_steps early_stopping warmup_epochs weight_decay"
@@ -128,6 +133,8 @@ class TrainingConfig:
             self.check(name, lambda value: value >= 0, "0 or more")
         self.check("validation_fraction", lambda value: 0 <= value <= 0.5, "from 0 to 0.5")
         self.check("label_smoothing", lambda value: 0 <= value < 1, "from 0 to below 1")
+        for name in ("initial_scale", "learning_rate"):
+            self.check(name, lambda value: 0 < value <= 2.0**127, "above 0 and at most 2**127")
         self.check("ema", lambda value: 0 <= value < 1, "from 0 to below 1")
         self.check("seed", lambda value: 0 <= value < 2**31, "from 0 to 2**31-1")
         self.check("warmup_epochs", lambda value: value < self.epochs, "below --epochs")
@@ -138,8 +145,6 @@ class TrainingConfig:
         )
         if self.resume and not self.workdir:
             raise UserError("--resume needs --workdir=FOLDER, the folder of the interrupted run.")
-        if self.early_stopping and not self.validation_fraction:
-            raise UserError("--early_stopping needs validation images: --validation_fraction > 0.")
 
     def check(self, name, in_range, expected):
         """Raises a `UserError` unless a setting is None, or finite and `in_range`."""

@@ -1,5 +1,6 @@
 """`fit`: Keras' `fit` with exact resume, saving, guarding and timing around it."""
 
+import contextlib
 import dataclasses
 import pathlib
 import re
@@ -9,9 +10,9 @@ import keras
 import tensorflow as tf
 
 from tfmp import hardware
-from tfmp.data import steps_per_epoch, to_device
-from tfmp.errors import OutOfMemoryError
-from tfmp.training import callbacks
+from tfmp.data import DataError, steps_per_epoch, to_device
+from tfmp.errors import OutOfMemoryError, UserError
+from tfmp.training import callbacks, files
 from tfmp.training.checkpoints import Checkpoints
 
 UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
@@ -24,13 +25,13 @@ class Fitted:
 
     Attributes:
         compile_seconds: The first step's tracing, compiling and running.
-        seconds: Training seconds in all, those before a resume included.
+        seconds_before: Seconds of the run in earlier processes, up to the checkpoint.
         seconds_per_epoch: Training seconds of each epoch of this process, the first step apart.
         images_per_second: Of the steps in `seconds_per_epoch`; None where there was none.
     """
 
     compile_seconds: float
-    seconds: float
+    seconds_before: float
     seconds_per_epoch: tuple[float, ...]
     images_per_second: float | None
 
@@ -53,20 +54,29 @@ def fit(classifier, data, config, workdir, *, resume_hint="", extra_callbacks=()
         A `Fitted`.
 
     Raises:
-        DataError: The batch is larger than the training set.
+        UserError: The batch is larger than the training set, the folder can't be written, or
+            early stopping has no validation images.
         NonFiniteError: Loss or weights became non-finite for good.
         StoppedError: A signal asked to stop; the state is saved.
         OutOfMemoryError: The step doesn't fit into the device's memory.
     """
     workdir = pathlib.Path(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
-    epoch_steps = steps_per_epoch(data.sizes["train"], config.batch_size)
+    epoch_steps = steps_per_epoch(
+        data.sizes["train"], config.batch_size, config.steps_per_execution
+    )
+    if config.early_stopping and data.validation is None:
+        raise UserError("--early_stopping needs validation images: --validation_fraction above 0.")
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        files.write_json(workdir / "config.json", dataclasses.asdict(config))
+    except OSError as error:
+        raise UserError(f"Can't use --workdir={workdir}: {error}.") from None
     checkpoints = Checkpoints(workdir / "checkpoints", classifier)
     metrics = checkpoints.restore()
     stopwatch = callbacks.Stopwatch(before=float(checkpoints.seconds.numpy()))
     step = int(classifier.step.numpy())
     log = workdir / "metrics.csv"
-    callbacks.keep_epochs(log, step // epoch_steps)
+    files.keep_epochs(log, step // epoch_steps)
     guard = callbacks.NonFiniteGuard(epoch_steps, checkpoints)
     saver = callbacks.Checkpointer(
         checkpoints, guard, stopwatch, config.save_every_steps, resume_hint
@@ -77,37 +87,67 @@ def fit(classifier, data, config, workdir, *, resume_hint="", extra_callbacks=()
     every += [*extra_callbacks, saver]
     classifier.stop_training = callbacks.has_stopped_early(config.early_stopping, log)
     try:
-        while step < config.epochs * epoch_steps and not classifier.stop_training:
-            epoch, done = divmod(step, epoch_steps)
-            classifier.fit(
-                to_device(data.train(config.batch_size, seed=config.seed, start_step=step)),
-                initial_epoch=epoch,
-                # A begun epoch is finished by a call of its own: Keras takes one length for all.
-                epochs=epoch + 1 if done else config.epochs,
-                steps_per_epoch=epoch_steps - done,
-                validation_data=data.validation and data.validation(config.batch_size),
-                callbacks=[_RestoreMetrics(checkpoints, metrics), *every] if done else every,
-                shuffle=False,
-                verbose=1 if sys.stdout.isatty() else 2,
-            )
-            step = int(classifier.step.numpy())
-            if done and config.ema:
-                checkpoints.restore()  # Keras ends each `fit` with the averages as weights
-        if config.ema:
-            classifier.optimizer.finalize_variable_values(classifier.trainable_variables)
-    except tf.errors.ResourceExhaustedError as error:
-        raise _out_of_memory(error, config, classifier.model) from None
+        with naming_errors(config, classifier.model):
+            while step < config.epochs * epoch_steps and not classifier.stop_training:
+                epoch, done = divmod(step, epoch_steps)
+                batches = data.train(
+                    config.batch_size,
+                    seed=config.seed,
+                    start_step=step,
+                    multiple_of=config.steps_per_execution,
+                )
+                classifier.fit(
+                    to_device(batches),
+                    initial_epoch=epoch,
+                    # A begun epoch gets a call of its own: Keras takes one length for all.
+                    epochs=epoch + 1 if done else config.epochs,
+                    steps_per_epoch=epoch_steps - done,
+                    validation_data=data.validation and data.validation(config.batch_size),
+                    callbacks=[_RestoreMetrics(checkpoints, metrics), *every] if done else every,
+                    shuffle=False,
+                    verbose=1 if sys.stdout.isatty() else 2,
+                )
+                step = int(classifier.step.numpy())
+                if done and config.ema:
+                    checkpoints.restore()  # Keras ends each `fit` with the averages as weights
+            if config.ema:
+                classifier.optimizer.finalize_variable_values(classifier.trainable_variables)
     finally:
         logger.on_train_end()
         saver.on_train_end()
     return Fitted(
         compile_seconds=stopwatch.compile,
-        seconds=stopwatch.seconds(),
+        seconds_before=stopwatch.before,
         seconds_per_epoch=tuple(stopwatch.per_epoch),
         images_per_second=stopwatch.steps * config.batch_size / sum(stopwatch.per_epoch)
         if stopwatch.steps
         else None,
     )
+
+
+@contextlib.contextmanager
+def naming_errors(config, model):
+    """Turns TensorFlow's errors that a user can mend into errors that say how.
+
+    Args:
+        config: The run's `TrainingConfig`.
+        model: The model that runs inside.
+
+    Raises:
+        OutOfMemoryError: The device's memory ran out.
+        DataError: An image could not be decoded.
+    """
+    try:
+        yield
+    except tf.errors.ResourceExhaustedError as error:
+        raise _out_of_memory(error, config, model) from None
+    except tf.errors.InvalidArgumentError as error:
+        if "Decode" not in error.message:
+            raise
+        raise DataError(
+            f"An image of {config.dataset} is damaged: {error.message.splitlines()[0]}. Remove or "
+            "replace it."
+        ) from error
 
 
 class _RestoreMetrics(keras.callbacks.Callback):

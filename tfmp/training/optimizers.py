@@ -25,7 +25,8 @@ def learning_rate(config, steps_per_epoch):
         Loshchilov and Hutter, "SGDR", ICLR 2017, equation 5.
     """
     peak = config.learning_rate / 256 * config.batch_size * config.gradient_accumulation_steps
-    warmup = round(config.warmup_epochs * steps_per_epoch)
+    epochs = config.epochs / 10 if config.warmup_epochs is None else config.warmup_epochs
+    warmup = round(epochs * steps_per_epoch)
     return keras.optimizers.schedules.CosineDecay(
         initial_learning_rate=0.0 if warmup else peak,
         warmup_target=peak if warmup else None,
@@ -50,7 +51,8 @@ def build(config, model, steps_per_epoch):
         learning_rate=learning_rate(config, steps_per_epoch),
         weight_decay=config.weight_decay or None,
         use_ema=bool(config.ema),
-        ema_momentum=config.ema or 0.99,
+        # Keras moves the average at every accumulated step.
+        ema_momentum=config.ema ** (1 / accumulate) if config.ema else 0.99,
         gradient_accumulation_steps=accumulate if accumulate > 1 else None,
     )
     if config.weight_decay:

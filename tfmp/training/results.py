@@ -1,5 +1,6 @@
 """What a run leaves: results.json, curves.png, model.keras, and a table on the screen."""
 
+import collections
 import dataclasses
 import datetime
 import importlib.metadata
@@ -7,14 +8,15 @@ import math
 import pathlib
 import platform
 import subprocess
+import time
 
 import tensorflow as tf
 
 import tfmp
 from tfmp import hardware, loss_scale
 from tfmp.errors import TfmpError
-from tfmp.training.callbacks import read_metrics
-from tfmp.training.session import write_json
+from tfmp.training.files import read_metrics, write_json
+from tfmp.training.loop import naming_errors
 
 
 def announce(session, config, data, classifier, steps_per_epoch):
@@ -62,7 +64,7 @@ def finish(session, config, data, classifier, fitted, began):
         data: A `tfmp.data.Data`.
         classifier: The trained `tfmp.training.step.Classifier`.
         fitted: A `tfmp.training.loop.Fitted`.
-        began: Dict of seconds before training, `{"setup": ...}`.
+        began: `time.perf_counter()` at the run's begin.
 
     Returns:
         The dict in `results.json`.
@@ -82,9 +84,10 @@ def finish(session, config, data, classifier, fitted, began):
         "config": dataclasses.asdict(config),
         "policy": session.policy,
         "policy_reason": session.policy_reason,
+        "compute_dtypes": _compute_dtypes(classifier.model),
         "jit_compile": session.jit_compile,
         "tf32": session.tf32,
-        "deterministic": config.deterministic,
+        "deterministic": session.deterministic,
         "replicas": session.replicas,
         "device": dataclasses.asdict(session.device),
         "model": {"name": classifier.model.name, "parameters": parameters},
@@ -100,8 +103,7 @@ def finish(session, config, data, classifier, fitted, began):
         "steps": int(classifier.step.numpy()),
         "images_per_second": fitted.images_per_second,
         "seconds": {
-            "total": began["setup"] + fitted.seconds,
-            "setup": began["setup"],
+            "total": fitted.seconds_before + time.perf_counter() - began,
             "compile": fitted.compile_seconds,
             "per_epoch": fitted.seconds_per_epoch,
         },
@@ -194,7 +196,16 @@ def git_commit():
     if not (folder / ".git").exists():
         return None
     try:
-        command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty=+"]
+        command = [
+            "git",
+            "-C",
+            str(folder),
+            "describe",
+            "--always",
+            "--exclude=*",
+            "--abbrev=40",
+            "--dirty=+",
+        ]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
@@ -203,8 +214,14 @@ def git_commit():
 def _evaluate(classifier, data, config):
     if data.test is None:
         return {}
-    logs = classifier.evaluate(data.test(config.batch_size), return_dict=True, verbose=0)
+    with naming_errors(config, classifier.model):
+        logs = classifier.evaluate(data.test(config.batch_size), return_dict=True, verbose=0)
     return {f"test_{name}": float(value) for name, value in logs.items()}
+
+
+def _compute_dtypes(model):
+    """Number of layers that compute in each dtype, as they are and not as they were asked for."""
+    return dict(collections.Counter(layer.compute_dtype for layer in model.layers))
 
 
 def _last(rows):
@@ -232,7 +249,7 @@ def _summarize(results, workdir):
         "speed": f"{speed:,.0f} images/s, compile time apart" if speed else "too few steps to tell",
         "seconds": f"{seconds['total']:.1f} in all, {seconds['compile']:.1f} to the first step",
         "peak memory": f"{memory / 2**30:.2f} GiB" if memory else "not measured on this device",
-        "loss scale": f"{results['loss_scale']['final']:g}, "
+        "loss scale": f"{results['loss_scale']['final']}, "
         f"{results['loss_scale']['skipped_steps']} steps skipped",
         "files": ", ".join(sorted(path.name for path in workdir.iterdir())),
         "workdir": workdir,
@@ -242,7 +259,7 @@ def _summarize(results, workdir):
 
 
 def _rounded(value):
-    return "no test set" if value is None else f"{value:.4f}"
+    return f"{value:.4f}" if value is not None else "none"
 
 
 def _table(title, rows):

@@ -8,6 +8,7 @@ import pathlib
 
 import keras
 import tensorflow as tf
+from tensorflow.python.framework.config import is_op_determinism_enabled  # no public one
 
 from tfmp import hardware, policies
 from tfmp.errors import UserError
@@ -23,6 +24,7 @@ class Session:
         device: A `tfmp.hardware.Device`.
         policy: Name of the Keras dtype policy.
         policy_reason: Why that policy, one sentence.
+        deterministic: Whether TensorFlow's operations are; once on, on for the whole process.
         jit_compile: Whether XLA compiles the training step.
         tf32: Whether float32 matrix products use TensorFloat-32.
         replicas: Copies of the model that train together.
@@ -33,6 +35,7 @@ class Session:
     device: hardware.Device
     policy: str
     policy_reason: str
+    deterministic: bool
     jit_compile: bool
     tf32: bool
     replicas: int = 1
@@ -61,6 +64,7 @@ def start(name, config):
         tf.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(config.seed)
     hardware.set_tf32(config.tf32)
+    hardware.reset_peak_memory()
     device = hardware.describe()
     return Session(
         name=name,
@@ -68,6 +72,7 @@ def start(name, config):
         device=device,
         policy=resolved.name,
         policy_reason=resolved.reason,
+        deterministic=is_op_determinism_enabled(),
         jit_compile=_xla(config.jit_compile, device, resolved.name),
         tf32=hardware.tf32_in_force(),
     )
@@ -83,9 +88,11 @@ def _xla(asked, device, policy):
 def open_workdir(name, config):
     """The run's folder: a new one, or with `resume` that of the interrupted run.
 
+    It is made when training begins, so that a mistake in another flag leaves nothing behind.
+
     Args:
         name: Start of the default folder's name.
-        config: A `tfmp.training.TrainingConfig`; it is written to `config.json`.
+        config: A `tfmp.training.TrainingConfig`.
 
     Returns:
         A `pathlib.Path`.
@@ -95,29 +102,35 @@ def open_workdir(name, config):
             `resume` is off, or that run had other settings.
     """
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")[:-3]
-    workdir = pathlib.Path(config.workdir or f"runs/{name}-{now}")
-    file = workdir / "config.json"
-    if (workdir / "results.json").exists():
-        raise UserError(
-            f"{workdir} holds a finished run ({workdir / 'results.json'}). Choose another "
-            "--workdir, or remove it first."
-        )
-    if file.exists() and not config.resume:
-        raise UserError(
-            f"{workdir} holds an interrupted run. Add --resume to go on with it, or choose another "
-            "--workdir."
-        )
+    workdir = pathlib.Path(config.workdir or f"runs/{name}-{now}").expanduser()
     try:
-        if file.exists():
-            _same_settings(json.loads(file.read_text()), config, file)
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_json(file, dataclasses.asdict(config))
-    except (OSError, json.JSONDecodeError) as error:
+        found = {path.name for path in workdir.iterdir()} if workdir.exists() else set()
+        if "results.json" in found:
+            raise UserError(
+                f"{workdir} holds a finished run. Choose another --workdir, or remove the folder."
+            )
+        if "config.json" in found and not config.resume:
+            raise UserError(
+                f"{workdir} holds an interrupted run. Add --resume to go on with it, or choose "
+                "another --workdir."
+            )
+        if "config.json" in found:
+            _same_settings(json.loads((workdir / "config.json").read_text()), config, workdir)
+        elif "checkpoints" in found:
+            raise UserError(
+                f"{workdir} holds checkpoints, but no config.json that says of what. Choose "
+                "another --workdir, or remove the folder."
+            )
+        elif config.resume:
+            print(f"note: there is no run in {workdir} to go on with; this one begins anew.")
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"Can't use --workdir={workdir}: {error}.") from None
     return workdir
 
 
-def _same_settings(former, config, file):
+def _same_settings(former, config, workdir):
+    if not isinstance(former, dict):
+        raise UserError(f"Expected settings in {workdir / 'config.json'}. Received: {former!r}.")
     free = {"workdir", "resume", "save_every_steps", "tensorboard", "data_dir", "manual_dir"}
     now = json.loads(json.dumps(dataclasses.asdict(config)))
     changed = [
@@ -127,33 +140,6 @@ def _same_settings(former, config, file):
     ]
     if changed:
         raise UserError(
-            f"--resume goes on with the settings of {file}, but {'; '.join(changed)}. Give the "
+            f"--resume goes on with the settings of {workdir}, but {'; '.join(changed)}. Give the "
             "same flags, or choose another --workdir."
         )
-
-
-def write_json(file, value):
-    """Writes JSON so that a reader sees the old file or the new one, never a part.
-
-    Args:
-        file: Path.
-        value: What `json` can write; NaN and infinities become null.
-
-    Returns:
-        The value as a reader gets it: lists for tuples, None for NaN.
-    """
-    value = _plain(value)
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
-    partial.replace(file)
-    return value
-
-
-def _plain(value):
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not float("-inf") < value < float("inf"):
-        return None
-    return value

@@ -1,0 +1,67 @@
+"""Reading and writing the files of a run, so that a reader never sees half of one."""
+
+import csv
+import json
+import math
+import pathlib
+
+
+def write_json(file, value):
+    """Writes JSON so that a reader sees the old file or the new one, never a part.
+
+    Args:
+        file: Path.
+        value: What `json` can write; NaN and infinities become null.
+
+    Returns:
+        The value as a reader gets it: lists for tuples, None for NaN.
+    """
+    value = _plain(value)
+    partial = file.with_name(file.name + ".partial")
+    partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+    partial.replace(file)
+    return value
+
+
+def _plain(value):
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not float("-inf") < value < float("inf"):
+        return None
+    return value
+
+
+def read_metrics(file):
+    """Rows of a CSV log: a list of dicts of floats, NaN where a value is missing.
+
+    Args:
+        file: Path of the file that `keras.callbacks.CSVLogger` wrote; may not exist yet.
+    """
+    if not pathlib.Path(file).exists():
+        return []
+    with open(file, newline="") as lines:
+        return [
+            {name: _number(value) for name, value in row.items() if name is not None}
+            for row in csv.DictReader(lines)
+        ]
+
+
+def keep_epochs(file, epochs):
+    """Drops from a CSV log the rows of epochs from `epochs` (counted from 0) on."""
+    file = pathlib.Path(file)
+    if not file.exists():
+        return
+    header, *rows = file.read_text().splitlines() or [""]
+    kept = [row for row in rows if row.split(",")[0].isdigit() and int(row.split(",")[0]) < epochs]
+    partial = file.with_name(file.name + ".partial")
+    partial.write_text("".join(line + "\n" for line in [header, *kept]) if kept else "")
+    partial.replace(file)
+
+
+def _number(text):
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        return math.nan
