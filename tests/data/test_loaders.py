@@ -154,6 +154,7 @@ def test_digits_have_one_size():
         data.load("digits", image_size=16)
 
 
+@pytest.mark.gpu
 def test_to_device_gives_the_same_batches():
     dataset = data.load("digits").train(4, seed=0)
     assert_same(numpy_batches(data.to_device(dataset), 2), numpy_batches(dataset, 2))

@@ -227,16 +227,27 @@ def test_non_finite_training_ends_with_status_3(tmp_path):
     assert not (tmp_path / "r" / "results.json").exists()
 
 
+KILL_FLAGS = [
+    *["--epochs=3", "--batch_size=32", "--deterministic", "--seed=7", "--save_every_steps=5"],
+    *["--ema=0.9", "--mixup=0.1"],
+]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("uninterrupted") / "run"
+    ended = run_recipe(*KILL_FLAGS, f"--workdir={workdir}")
+    assert ended.returncode == 0, ended.stderr
+    return workdir
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_killed_in_the_middle_of_an_epoch_and_resumed_it_is_the_same_run(tmp_path, number):
-    flags = [
-        *["--epochs=3", "--warmup_epochs=1", "--batch_size=32", "--deterministic", "--seed=7"],
-        *["--save_every_steps=5", "--label_smoothing=0.1", "--ema=0.9"],
-    ]
-    whole = run_recipe(*flags, f"--workdir={tmp_path / 'whole'}")
-    assert whole.returncode == 0, whole.stderr
+def test_killed_in_the_middle_of_an_epoch_and_resumed_it_is_the_same_run(
+    uninterrupted, tmp_path, number
+):
+    flags = [*KILL_FLAGS, f"--workdir={tmp_path / 'part'}"]
     killed = subprocess.Popen(
-        [sys.executable, "-m", "tfmp.recipes.resnet", *flags, f"--workdir={tmp_path / 'part'}"],
+        [sys.executable, "-m", "tfmp.recipes.resnet", *flags],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -253,12 +264,28 @@ def test_killed_in_the_middle_of_an_epoch_and_resumed_it_is_the_same_run(tmp_pat
     else:
         assert killed.returncode == -signal.SIGKILL
     assert not (tmp_path / "part" / "results.json").exists()
-    resumed = run_recipe(*flags, f"--workdir={tmp_path / 'part'}", "--resume")
+    resumed = run_recipe(*flags, "--resume")
     assert resumed.returncode == 0, resumed.stderr
-    a, b = (keras.saving.load_model(tmp_path / run / "model.keras") for run in ("whole", "part"))
+    runs = (uninterrupted, tmp_path / "part")
+    a, b = (keras.saving.load_model(run / "model.keras") for run in runs)
     for one, other in zip(a.get_weights(), b.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
-    assert read_results(tmp_path / "whole")["final"] == read_results(tmp_path / "part")["final"]
+    assert read_results(runs[0])["final"] == read_results(runs[1])["final"]
+
+
+@pytest.mark.slow
+def test_half_precision_costs_no_accuracy(tmp_path):
+    accuracies = {}
+    for policy in ("float32", "mixed_float16", "mixed_bfloat16"):
+        runs = []
+        for seed in range(3):
+            workdir = tmp_path / f"{policy}-{seed}"
+            ended = run_recipe(f"--policy={policy}", f"--seed={seed}", f"--workdir={workdir}")
+            assert ended.returncode == 0, ended.stderr
+            runs.append(read_results(workdir)["final"]["test_accuracy"])
+        assert min(runs) >= 0.965, (policy, runs)
+        accuracies[policy] = np.mean(runs)
+    assert max(accuracies.values()) - min(accuracies.values()) <= 0.01, accuracies
 
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
@@ -269,8 +296,8 @@ def test_fashion_mnist_through_tfds(tmp_path, policy):
         pytest.skip("no TFMP_TEST_DATA with fashion_mnist")
     ended = run_recipe(
         f"--policy={policy}",
-        *["--dataset=fashion_mnist", "--epochs=2", "--warmup_epochs=0.5", "--batch_size=128"],
-        *["--learning_rate=0.4", "--label_smoothing=0"],
+        *["--dataset=fashion_mnist", "--epochs=2", "--warmup_epochs=0.2"],
+        *["--weight_decay=5e-3", "--label_smoothing=0", "--augmentation=none"],
         f"--manual_dir={source}",
         f"--data_dir={tmp_path / 'tfds'}",
         f"--workdir={tmp_path / 'run'}",
