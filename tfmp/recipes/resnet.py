@@ -6,6 +6,10 @@ Examples:
     python -m tfmp.recipes.resnet --flagfile=recipes/resnet/cifar10_gpu1.flags --data_dir=DIR
     python -m tfmp.recipes.resnet --dataset=folder:PATH --model=resnet18 --epochs=20
 
+Evidence (commands, versions and more in recipes/resnet/README.md):
+    digits, no flags, two CPU cores: test accuracy 0.983 to 0.986 over five seeds, 19 to 27 s.
+    Fashion-MNIST, ResNet-18, 60 epochs, one H100: 0.951 in 158 s, 35,077 images/s.
+
 References:
     He et al., "Deep Residual Learning for Image Recognition", CVPR 2016.
     Micikevicius et al., "Mixed Precision Training", ICLR 2018.
