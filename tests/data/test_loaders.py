@@ -158,3 +158,12 @@ def test_digits_have_one_size():
 def test_to_device_gives_the_same_batches():
     dataset = data.load("digits").train(4, seed=0)
     assert_same(numpy_batches(data.to_device(dataset), 2), numpy_batches(dataset, 2))
+
+
+def test_what_cannot_be_read_is_a_data_error(monkeypatch):
+    def unreadable(name, options):
+        raise PermissionError(13, "Permission denied", "/some/folder")
+
+    monkeypatch.setitem(data.DATASETS, "digits", unreadable)
+    with pytest.raises(data.DataError, match=r"Permission denied.*/some/folder"):
+        data.load("digits")
