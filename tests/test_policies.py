@@ -8,7 +8,7 @@ from keras import layers
 
 from tfmp import policies
 from tfmp.hardware import Device
-from tfmp.policies import scope, set_policy, with_float32
+from tfmp.policies import change, scope, set_policy, with_float32
 
 MIXED = ("mixed_float16", "mixed_bfloat16")
 HALF = {"mixed_float16": "float16", "mixed_bfloat16": "bfloat16", "float32": "float32"}
@@ -160,7 +160,7 @@ def images():
 
 def computing(model):
     """The compute dtypes of all layers but the pinned ones, the models' own among them."""
-    return {x.compute_dtype for x in [model, *policies._sublayers(model)]} - {"float32"}
+    return {x.compute_dtype for x in [model, *change.sublayers(model)]} - {"float32"}
 
 
 @pytest.mark.parametrize("policy", MIXED)
@@ -187,11 +187,11 @@ def test_there_and_back_gives_the_same_bits(kind, policy):
 def test_the_authors_pins_stay(kind):
     with scope("mixed_float16"):
         model = KINDS[kind]()
-    pinned = {x.name for x in policies._sublayers(model) if x.compute_dtype == "float32"}
+    pinned = {x.name for x in change.sublayers(model) if x.compute_dtype == "float32"}
     assert "head" in pinned
     for policy in ("mixed_bfloat16", "float32", "mixed_float16"):
         model = set_policy(model, policy)
-        layers_now = policies._sublayers(model)
+        layers_now = change.sublayers(model)
         assert {x.compute_dtype for x in layers_now if x.name not in pinned} == {HALF[policy]}
         assert {x.compute_dtype for x in layers_now if x.name in pinned} == {"float32"}
         assert model.dtype_policy.name == policy
@@ -203,7 +203,7 @@ def test_nothing_symbolic_stays_half(kind):
         model = KINDS[kind]()
     model.predict(images(), verbose=0)
     back = set_policy(model, "float32")
-    for part in [back, *policies._sublayers(back)]:
+    for part in [back, *change.sublayers(back)]:
         if isinstance(part, keras.Model):
             assert {t.dtype for t in [*part.inputs, *part.outputs]} == {"float32"}
     assert not policies.uses_float16(back)
@@ -218,7 +218,7 @@ def test_a_float32_model_keeps_outputs_and_raw_inputs_float32():
     x = layers.Dense(4, name="hidden")(x)
     last = keras.Sequential([layers.Dense(4, name="inner"), layers.Dense(2, name="logits")])
     model = set_policy(keras.Model(inputs, last(x)), "mixed_float16")
-    dtypes = {x.name: x.compute_dtype for x in policies._sublayers(model)}
+    dtypes = {x.name: x.compute_dtype for x in change.sublayers(model)}
     assert dtypes["scaled"] == dtypes["logits"] == "float32"
     assert dtypes["hidden"] == dtypes["inner"] == "float16"
     assert model.output.dtype == "float32"
@@ -277,7 +277,7 @@ def test_seed_states_and_trainable_flags_are_copied():
 
 def test_a_map_reaches_layers_and_their_sublayers():
     model = set_policy(composite(), with_float32(["attention", "e.ch"], "mixed_float16"))
-    dtypes = {x.name: x.compute_dtype for x in policies._sublayers(model)}
+    dtypes = {x.name: x.compute_dtype for x in change.sublayers(model)}
     for name in ("attention", "query", "each", "part_dense", "head"):
         assert dtypes[name] == "float32"
     # Keras numbers the names of the attention's own softmax and dropout.
@@ -333,7 +333,7 @@ def test_uses_float16(kind):
     with scope("mixed_float16"):
         assert policies.uses_float16(KINDS[kind]())
     model = KINDS[kind]()
-    policies._sublayers(model)[-1].dtype_policy = "mixed_float16"
+    change.sublayers(model)[-1].dtype_policy = "mixed_float16"
     assert policies.uses_float16(model)
 
 

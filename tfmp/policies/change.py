@@ -1,206 +1,17 @@
-"""Precision: resolve a policy's name, scope it, pin layers to float32, change a built model.
+"""The precision of a built model: what it is, and how to change it and keep the weights."""
 
-A policy is a `keras.dtype_policies` object throughout, so each function works alone in any Keras
-program. "Half" stands for float16 and bfloat16.
-"""
-
-import contextlib
-import dataclasses
 import difflib
-import json
 import re
-from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import keras
 from keras.dtype_policies import DTypePolicy, DTypePolicyMap
 from keras.src.models.functional import Functional  # it has no public name
 
-from tfmp import hardware
 from tfmp.errors import UserError
-
-POLICIES = ("mixed_float16", "mixed_bfloat16", "float32", "auto")
-
-# The first capability with float16 matrix units (Volta).
-FLOAT16_CAPABILITY = (7, 0)
-
-_HALF = ("float16", "bfloat16")
+from tfmp.policies.choice import HALF, POLICIES, as_policy, scope
 
 # Marks a layer that its author pinned to float32, so that the pin outlives a float32 model.
 _PIN = "_tfmp_float32"
-
-
-@dataclasses.dataclass(frozen=True)
-class Resolved:
-    """A policy's name, never "auto", and why it was chosen."""
-
-    name: str
-    reason: str
-
-
-def resolve(name: str, device: hardware.Device | None = None) -> Resolved:
-    """Turns one of `POLICIES` into the policy to use.
-
-    Args:
-        name: One of `POLICIES`. "auto" is mixed_float16 on GPUs of compute capability 7.0 and
-            above (the lowest of several decides), mixed_bfloat16 on TPUs, float32 elsewhere.
-        device: The facts "auto" decides by. None: those of this machine.
-
-    Raises:
-        ValueError: An unknown name, or one whose variables would be half.
-
-    References:
-        Micikevicius et al. 2018, Mixed Precision Training, arXiv:1710.03740, section 3.1 (why
-        the weights stay float32).
-    """
-    if name != "auto":
-        _check_name(name)
-        return Resolved(name, "asked for by name")
-    device = device or hardware.describe()
-    if device.kind == "tpu":
-        return Resolved("mixed_bfloat16", f"{device.name}: TPUs multiply in bfloat16")
-    if device.kind == "cpu":
-        return Resolved("float32", f"{device.name}: a CPU gains nothing from half precision")
-    if device.compute_capability is None:
-        return Resolved("float32", f"{device.name}: its compute capability is unknown")
-    capability = "{}.{}".format(*device.compute_capability)
-    if device.compute_capability >= FLOAT16_CAPABILITY:
-        return Resolved(
-            "mixed_float16", f"{device.name}: compute capability {capability}, 7.0 or above"
-        )
-    return Resolved(
-        "float32",
-        f"{device.name}: compute capability {capability}, and float16 matrix units start at 7.0",
-    )
-
-
-def set_global(name: str) -> Resolved:
-    """Makes a policy Keras' global one, for layers built from now on.
-
-    Args:
-        name: One of `POLICIES`.
-
-    Returns:
-        What it was resolved to.
-
-    Raises:
-        ValueError: See `resolve`.
-    """
-    resolved = resolve(name)
-    keras.config.set_dtype_policy(resolved.name)
-    return resolved
-
-
-@contextlib.contextmanager
-def scope(policy: str | DTypePolicy) -> Iterator[DTypePolicy]:
-    """Makes a policy the global one for a `with` block, and restores the former after it.
-
-    Construct, build and first call a model inside: some layers make their sublayers as late as
-    that, under whatever policy is then global.
-
-    Args:
-        policy: One of `POLICIES`, a `DTypePolicy` or a `DTypePolicyMap`. Some layers ignore a
-            map that is global; `set_policy` on a built model reaches all of them.
-
-    Yields:
-        The policy object in force.
-
-    Raises:
-        ValueError: See `resolve`.
-    """
-    new = _as_policy(policy)
-    former = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(new)
-    try:
-        yield new
-    finally:
-        keras.config.set_dtype_policy(former)
-
-
-def with_float32(
-    patterns: str | Iterable[str], policy: str | DTypePolicy | None = None
-) -> DTypePolicyMap:
-    """A policy map that keeps some layers in float32.
-
-    Give it to `set_policy` with a built model: as a global policy some layers ignore it.
-
-    Args:
-        patterns: Names, paths, or regular expressions that match the whole of one. A layer that
-            matches takes its sublayers with it.
-        policy: The policy of all other layers. None: the global one.
-
-    Returns:
-        The map, whose default policy is `policy`.
-
-    Raises:
-        ValueError: An invalid regular expression, or a policy `resolve` refuses.
-    """
-    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
-    for pattern in patterns:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise UserError(
-                f"float32 layers: expected names or regular expressions. Received: {pattern!r}, "
-                f"which is neither ({error})"
-            ) from None
-    default = _as_policy(policy if policy is not None else keras.config.dtype_policy())
-    if isinstance(default, DTypePolicyMap):
-        default = default.default_policy
-    return DTypePolicyMap(default, {p: DTypePolicy("float32") for p in patterns})
-
-
-def save(policy_map: DTypePolicyMap, file: str | Path) -> None:
-    """Writes a map of `with_float32` as JSON: {"policy": NAME, "float32": [PATTERN, ...]}.
-
-    Raises:
-        ValueError: The map holds something else than float32 layers.
-    """
-    others = {p: policy_map[p].name for p in policy_map if policy_map[p].name != "float32"}
-    if others:
-        raise UserError(
-            f"policy map: expected float32 for every entry, which is all the file can say. "
-            f"Received: {others}"
-        )
-    content = {"policy": policy_map.default_policy.name, "float32": list(policy_map)}
-    Path(file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def load(file: str | Path, expected_policy: str | None = None) -> DTypePolicyMap:
-    """Reads what `save` wrote, or a person did.
-
-    Args:
-        file: Path of the JSON file.
-        expected_policy: The policy that the file has to be for; None: any.
-
-    Raises:
-        ValueError: The file can't be read, isn't of that form, or is for another policy.
-    """
-    try:
-        text = Path(file).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"float32 layers: expected a JSON file. Received: {error}") from None
-    expected = (
-        f'{file}: expected JSON such as {{"policy": "mixed_float16", "float32": ["stem_conv", '
-        '"stage1_.*"]}.'
-    )
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{expected} Received something that isn't JSON: {error}") from None
-    if not isinstance(content, dict) or set(content) != {"policy", "float32"}:
-        raise UserError(f"{expected} Received: {text[:200]!r}")
-    policy, patterns = content["policy"], content["float32"]
-    if not isinstance(policy, str) or not (
-        isinstance(patterns, list) and all(isinstance(p, str) for p in patterns)
-    ):
-        raise UserError(f"{expected} Received: {text[:200]!r}")
-    if expected_policy not in (None, policy):
-        raise UserError(
-            f"{file}: expected a file for the policy in force, {expected_policy}. Received one for "
-            f"{policy}. Run with --policy={policy}, or change the file."
-        )
-    return with_float32(patterns, policy)
 
 
 def uses_float16(model: keras.Model) -> bool:
@@ -209,7 +20,7 @@ def uses_float16(model: keras.Model) -> bool:
     If so, training wants a loss scale; Keras adds one only where the model's own policy is
     mixed_float16.
     """
-    layers = [model, *_sublayers(model)]
+    layers = [model, *sublayers(model)]
     # A functional model computes nothing itself; a subclassed one may.
     return any(x.compute_dtype == "float16" for x in layers if not _is_graph(x))
 
@@ -243,7 +54,7 @@ def set_policy(model: keras.Model, policy: str | DTypePolicy) -> keras.Model:
             can't be made from its own config or that several composite layers share; or one of
             the map's patterns matches no layer.
     """
-    policy = _as_policy(policy)
+    policy = as_policy(policy)
     if not model.built:
         raise UserError(
             f"set_policy: expected a built model. Received {model.name!r} before its weights "
@@ -263,46 +74,19 @@ def set_policy(model: keras.Model, policy: str | DTypePolicy) -> keras.Model:
             if new.trainable != old.trainable:
                 new.trainable = old.trainable
     else:
-        pairs = [(layer, layer) for layer in _sublayers(model)]
+        pairs = [(layer, layer) for layer in sublayers(model)]
     for old, new in pairs:
         if new is not result:
             # Not by the public setter: it writes into a DTypePolicyMap that others may share.
             new._dtype_policy = targets.get(id(old), new._dtype_policy)
             setattr(new, _PIN, id(old) in pins)
     result._dtype_policy = default
-    for layer in [result, *_sublayers(result)]:
+    for layer in [result, *sublayers(result)]:
         _forget(layer)
     return result
 
 
-def _check_name(name: str) -> None:
-    if name in _HALF:
-        raise UserError(
-            f"policy: expected one of {', '.join(POLICIES)}. Received: {name!r}, whose variables "
-            f"are half too: small updates would be rounded away. Use 'mixed_{name}'."
-        )
-    if name not in POLICIES:
-        raise UserError(f"policy: expected one of {', '.join(POLICIES)}. Received: {name!r}")
-
-
-def _as_policy(policy: str | DTypePolicy) -> DTypePolicy:
-    """The policy object of a name, and any object after a look at it."""
-    if isinstance(policy, str):
-        return DTypePolicy(resolve(policy).name)
-    if not isinstance(policy, DTypePolicy):
-        raise UserError(
-            f"policy: expected one of {', '.join(POLICIES)} or a keras.dtype_policies object. "
-            f"Received: {policy!r}"
-        )
-    members = [policy]
-    if isinstance(policy, DTypePolicyMap):
-        members = [policy.default_policy, *(policy[pattern] for pattern in policy)]
-    for member in members:
-        _check_name(member.name)
-    return policy
-
-
-def _sublayers(layer: keras.Layer) -> list[keras.Layer]:
+def sublayers(layer: keras.Layer) -> list[keras.Layer]:
     """All layers under a layer, parents first, without inputs."""
     layers = layer._flatten_layers(include_self=False)
     return [x for x in layers if not isinstance(x, keras.layers.InputLayer)]
@@ -328,26 +112,26 @@ def _effective(layer: keras.Layer) -> DTypePolicy:
 
 def _plan(model: keras.Model, policy: DTypePolicy) -> tuple[dict[int, DTypePolicy], set[int]]:
     """The new policy of each sublayer by its id, and the ids of those pinned to float32."""
-    layers = [x for x in _sublayers(model) if _has_float_policy(x)]
-    was_mixed = any(x.compute_dtype in _HALF for x in layers)
+    layers = [x for x in sublayers(model) if _has_float_policy(x)]
+    was_mixed = any(x.compute_dtype in HALF for x in layers)
     pins = {id(x) for x in layers if getattr(x, _PIN, False)}
     if was_mixed:
         pins |= {id(x) for x in layers if x.compute_dtype == "float32"}
     default = policy.default_policy if isinstance(policy, DTypePolicyMap) else policy
-    if not pins and not was_mixed and default.compute_dtype in _HALF:
+    if not pins and not was_mixed and default.compute_dtype in HALF:
         raw = (keras.layers.Rescaling, keras.layers.Normalization)
         kept = [*_output_layers(model), *(x for x in layers if isinstance(x, raw))]
-        pins = {id(y) for x in kept for y in [x, *_sublayers(x)]}
+        pins = {id(y) for x in kept for y in [x, *sublayers(x)]}
     float32 = DTypePolicy("float32")
     targets = {id(x): float32 if id(x) in pins else default for x in layers}
     if isinstance(policy, DTypePolicyMap):
         # Parents come first, so that an entry for a sublayer wins over its parent's.
         for layer, member in _matches(layers, policy):
-            for x in [layer, *_sublayers(layer)]:
+            for x in [layer, *sublayers(layer)]:
                 if id(x) in targets:
                     targets[id(x)] = member
                     # Under a float32 default the entry tells nothing of the author's pins.
-                    pinned = member == float32 and default.compute_dtype in _HALF
+                    pinned = member == float32 and default.compute_dtype in HALF
                     (pins.add if pinned else pins.discard)(id(x))
     return targets, pins
 
@@ -355,7 +139,7 @@ def _plan(model: keras.Model, policy: DTypePolicy) -> tuple[dict[int, DTypePolic
 def _has_float_policy(layer: keras.Layer) -> bool:
     """True for what `set_policy` may change, False for integers, strings and float64."""
     policy = _effective(layer)
-    if policy.name in _HALF or policy.quantization_mode is not None:
+    if policy.name in HALF or policy.quantization_mode is not None:
         raise UserError(
             f"set_policy: expected float32 variables under every layer. Received layer "
             f"{layer.name!r} with policy {policy.name!r}: build the model again under the new one."
@@ -416,7 +200,7 @@ def _copy_graph(model, targets, pairs, done) -> keras.Model:
         return done[id(layer)]
 
     def fresh(tensor):
-        dtype = "float32" if tensor.dtype in _HALF else tensor.dtype
+        dtype = "float32" if tensor.dtype in HALF else tensor.dtype
         return keras.Input(batch_shape=tensor.shape, dtype=dtype, name=tensor.name)
 
     # clone_model would compile the copy, with the optimizer's old loss scale.
@@ -435,7 +219,7 @@ def _copy_graph(model, targets, pairs, done) -> keras.Model:
 
 def _copy_layer(layer: keras.Layer, targets: dict[int, DTypePolicy]) -> keras.Layer:
     """A layer made from its config, its own and nested policies changed."""
-    members = [layer, *_sublayers(layer)]
+    members = [layer, *sublayers(layer)]
     by_name = {x.name: targets[id(x)] for x in members if id(x) in targets}
     try:
         config = _with_policies(layer.get_config(), by_name)
@@ -462,7 +246,7 @@ def _with_policies(config, by_name: dict[str, DTypePolicy]):
     if not isinstance(config, dict):
         return config
     new = {key: _with_policies(value, by_name) for key, value in config.items()}
-    if "batch_shape" in config and config.get("dtype") in _HALF:
+    if "batch_shape" in config and config.get("dtype") in HALF:
         new["dtype"] = "float32"  # an input layer inside a wrapped model
     elif "dtype" in config and config.get("name") in by_name:
         new["dtype"] = keras.dtype_policies.serialize(by_name[config["name"]])
@@ -473,7 +257,7 @@ def _aligned(old: keras.Layer, new: keras.Layer) -> list[tuple[keras.Layer, kera
     """Pairs each sublayer with its copy, children before parents, and copies the variables."""
     if _is_graph(old):
         return [(old, new)]  # its layers have pairs of their own
-    olds, news = [old, *_sublayers(old)], [new, *_sublayers(new)]
+    olds, news = [old, *sublayers(old)], [new, *sublayers(new)]
     shapes, new_shapes = ([v.shape for v in x.variables] for x in (old, new))
     if len(olds) != len(news) or shapes != new_shapes:
         raise UserError(
