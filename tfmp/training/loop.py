@@ -74,9 +74,8 @@ def fit(classifier, data, config, workdir, *, resume_hint="", extra_callbacks=()
     checkpoints = Checkpoints(workdir / "checkpoints", classifier)
     metrics = checkpoints.restore()
     stopwatch = callbacks.Stopwatch(before=float(checkpoints.seconds.numpy()))
-    step = int(classifier.step.numpy())
     log = workdir / "metrics.csv"
-    files.keep_epochs(log, step // epoch_steps)
+    files.keep_epochs(log, int(classifier.step.numpy()) // epoch_steps)
     guard = callbacks.NonFiniteGuard(epoch_steps, checkpoints)
     saver = callbacks.Checkpointer(
         checkpoints, guard, stopwatch, config.save_every_steps, resume_hint
@@ -88,30 +87,7 @@ def fit(classifier, data, config, workdir, *, resume_hint="", extra_callbacks=()
     classifier.stop_training = callbacks.has_stopped_early(config.early_stopping, log)
     try:
         with naming_errors(config, classifier.model):
-            while step < config.epochs * epoch_steps and not classifier.stop_training:
-                epoch, done = divmod(step, epoch_steps)
-                batches = data.train(
-                    config.batch_size,
-                    seed=config.seed,
-                    start_step=step,
-                    multiple_of=config.steps_per_execution,
-                )
-                classifier.fit(
-                    to_device(batches),
-                    initial_epoch=epoch,
-                    # A begun epoch gets a call of its own: Keras takes one length for all.
-                    epochs=epoch + 1 if done else config.epochs,
-                    steps_per_epoch=epoch_steps - done,
-                    validation_data=data.validation and data.validation(config.batch_size),
-                    callbacks=[_RestoreMetrics(checkpoints, metrics), *every] if done else every,
-                    shuffle=False,
-                    verbose=1 if sys.stdout.isatty() else 2,
-                )
-                step = int(classifier.step.numpy())
-                if done and config.ema:
-                    checkpoints.restore()  # Keras ends each `fit` with the averages as weights
-            if config.ema:
-                classifier.optimizer.finalize_variable_values(classifier.trainable_variables)
+            _train(classifier, data, config, checkpoints, metrics, every)
     finally:
         logger.on_train_end()
         saver.on_train_end()
@@ -123,6 +99,38 @@ def fit(classifier, data, config, workdir, *, resume_hint="", extra_callbacks=()
         if stopwatch.steps
         else None,
     )
+
+
+def _train(classifier, data, config, checkpoints, metrics, every):
+    """Calls Keras' `fit` until the last epoch is done, and once more for an epoch half done."""
+    epoch_steps = steps_per_epoch(
+        data.sizes["train"], config.batch_size, config.steps_per_execution
+    )
+    step = int(classifier.step.numpy())
+    while step < config.epochs * epoch_steps and not classifier.stop_training:
+        epoch, done = divmod(step, epoch_steps)
+        batches = data.train(
+            config.batch_size,
+            seed=config.seed,
+            start_step=step,
+            multiple_of=config.steps_per_execution,
+        )
+        classifier.fit(
+            to_device(batches),
+            initial_epoch=epoch,
+            # A begun epoch gets a call of its own: Keras takes one length for all.
+            epochs=epoch + 1 if done else config.epochs,
+            steps_per_epoch=epoch_steps - done,
+            validation_data=data.validation and data.validation(config.batch_size),
+            callbacks=[_RestoreMetrics(checkpoints, metrics), *every] if done else every,
+            shuffle=False,
+            verbose=1 if sys.stdout.isatty() else 2,
+        )
+        step = int(classifier.step.numpy())
+        if done and config.ema:
+            checkpoints.restore()  # Keras ends each `fit` with the averages as weights
+    if config.ema:
+        classifier.optimizer.finalize_variable_values(classifier.trainable_variables)
 
 
 @contextlib.contextmanager

@@ -72,6 +72,24 @@ def finish(session, config, data, classifier, fitted, began):
     Raises:
         TfmpError: A file can't be written.
     """
+    results = _collect(session, config, data, classifier, fitted)
+    results["seconds"]["total"] = fitted.seconds_before + time.perf_counter() - began
+    try:
+        save_model(classifier.model, session.workdir / "model.keras")
+        rows = read_metrics(session.workdir / "metrics.csv")
+        plot_curves(rows, session.workdir / "curves.png", session.name)
+        results = write_json(session.workdir / "results.json", results)
+    except OSError as error:
+        raise TfmpError(
+            f"Can't write the results to {session.workdir}: {error}. The run's state is in its "
+            "checkpoints: mend this and go on with --resume."
+        ) from error
+    _summarize(results, session.workdir)
+    return results
+
+
+def _collect(session, config, data, classifier, fitted):
+    """What results.json holds, but for the seconds in total."""
     rows = read_metrics(session.workdir / "metrics.csv")
     test = _evaluate(classifier, data, config)
     optimizer = classifier.optimizer
@@ -79,7 +97,7 @@ def finish(session, config, data, classifier, fitted, began):
         "total": classifier.model.count_params(),
         "trainable": sum(math.prod(v.shape) for v in classifier.model.trainable_variables),
     }
-    results = {
+    return {
         "name": session.name,
         "config": dataclasses.asdict(config),
         "policy": session.policy,
@@ -103,7 +121,6 @@ def finish(session, config, data, classifier, fitted, began):
         "steps": int(classifier.step.numpy()),
         "images_per_second": fitted.images_per_second,
         "seconds": {
-            "total": fitted.seconds_before + time.perf_counter() - began,
             "compile": fitted.compile_seconds,
             "per_epoch": fitted.seconds_per_epoch,
         },
@@ -118,17 +135,6 @@ def finish(session, config, data, classifier, fitted, began):
         "git_commit": git_commit(),
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-    try:
-        save_model(classifier.model, session.workdir / "model.keras")
-        plot_curves(rows, session.workdir / "curves.png", session.name)
-        results = write_json(session.workdir / "results.json", results)
-    except OSError as error:
-        raise TfmpError(
-            f"Can't write the results to {session.workdir}: {error}. The run's state is in its "
-            "checkpoints: mend this and go on with --resume."
-        ) from error
-    _summarize(results, session.workdir)
-    return results
 
 
 def save_model(model, file):
