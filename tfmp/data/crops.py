@@ -5,13 +5,41 @@ References:
     of the area, aspect ratio 3/4 to 4/3).
 """
 
+from collections.abc import Callable
+
 import tensorflow as tf
+
+# Height and width in pixels where the images differ in size and none is asked for.
+DEFAULT_SIZE = 224
 
 # Evaluation cuts 224 pixels out of images whose short side was made 256.
 EVALUATION_MARGIN = 256 / 224
 
 # In smaller images a random part of the area is too little; `augment.crop` serves there.
 SMALLEST_RANDOM_CROP = 65
+
+
+def is_large(shape: tuple[int, int, int]) -> bool:
+    """Whether images of a shape are cropped at random while they are decoded."""
+    return min(shape[:2]) >= SMALLEST_RANDOM_CROP
+
+
+def pair(shape: tuple[int, int, int], alike: bool) -> tuple[Callable, Callable]:
+    """How encoded images come to a shape: (`training(data, seed)`, `evaluation(data)`).
+
+    Args:
+        shape: Height and width in pixels, and channels, of the results.
+        alike: Whether all images have that size already, so that evaluation takes them whole.
+    """
+    margin = EVALUATION_MARGIN if is_large(shape) and not alike else 1.0
+
+    def evaluation(data):
+        return center(data, shape, margin)
+
+    def training(data, seed):
+        return random(data, shape, seed) if is_large(shape) else evaluation(data)
+
+    return training, evaluation
 
 
 def center(data: tf.Tensor, shape: tuple[int, int, int], margin: float = 1.0) -> tf.Tensor:

@@ -8,7 +8,7 @@ order of the files nor the place of the folder matters.
 
 Every file's header and last bytes are read at once (about 0.1 ms a file on one core), so that a bad
 file is named before training and not in its third hour. Damage in the middle of a file isn't seen
-there: it ends training with TensorFlow's own error, which doesn't name the file.
+there: it shows when the image is decoded, by an error of TensorFlow that doesn't name the file.
 """
 
 import hashlib
@@ -22,7 +22,6 @@ import tensorflow as tf
 from tfmp.data import crops, headers, memory, pipeline
 from tfmp.data.base import Data, DataError, Options
 
-DEFAULT_SIZE = 224
 VALIDATION_NAMES = ("validation", "val")
 
 
@@ -55,24 +54,23 @@ def load(path: str, options: Options) -> Data:
             files["train"], options.validation_fraction, options.seed + 1
         )
     sizes = {part: len(files[part][0]) for part in ("train", "validation", "test")}
-    large = min(shape[:2]) >= crops.SMALLEST_RANDOM_CROP
-    margin = crops.EVALUATION_MARGIN if large and not alike else 1.0
+    training_crop, evaluation_crop = crops.pair(shape, alike)
     return Data(
         name=f"folder:{path}",
         input_shape=shape,
         class_names=tuple(classes),
         sizes=sizes,
-        train=_train(*files["train"], shape, random=large, margin=margin),
-        validation=_evaluation(*files["validation"], shape, margin),
-        test=_evaluation(*files["test"], shape, margin),
-        augmentation="flip" if large else "crop",
+        train=_train(*files["train"], training_crop),
+        validation=_evaluation(*files["validation"], evaluation_crop),
+        test=_evaluation(*files["test"], evaluation_crop),
+        augmentation="flip" if crops.is_large(shape) else "crop",
     )
 
 
 Files = tuple[list[str], np.ndarray]
 
 
-def _train(paths, labels, shape, random, margin):
+def _train(paths, labels, crop):
     paths, labels = _constants(paths, labels)
     examples = int(labels.shape[0])
 
@@ -80,18 +78,16 @@ def _train(paths, labels, shape, random, margin):
         return tf.data.Dataset.from_tensor_slices(pipeline.order(seed, epoch, examples)[start:])
 
     def decode(chosen, seed):
-        data = tf.io.read_file(paths[chosen])
-        image = crops.random(data, shape, seed) if random else crops.center(data, shape, margin)
-        return image, labels[chosen]
+        return crop(tf.io.read_file(paths[chosen]), seed), labels[chosen]
 
     return pipeline.streamed_train(records, decode, examples)
 
 
-def _evaluation(paths, labels, shape, margin):
+def _evaluation(paths, labels, crop):
     paths, labels = _constants(paths, labels)
 
     def decode(position):
-        return crops.center(tf.io.read_file(paths[position]), shape, margin), labels[position]
+        return crop(tf.io.read_file(paths[position])), labels[position]
 
     examples = int(labels.shape[0])
     return pipeline.streamed_evaluation(lambda: tf.data.Dataset.range(examples), decode, examples)
@@ -170,7 +166,7 @@ def _shape(paths: list[str], image_size: int | None) -> tuple[tuple[int, int, in
     if image_size is None and len(sizes) == 1:
         (height, width) = sizes.pop()
         return (height, width, channels), True
-    size = image_size or DEFAULT_SIZE
+    size = image_size or crops.DEFAULT_SIZE
     return (size, size, channels), sizes == {(size, size)}
 
 

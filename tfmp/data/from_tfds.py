@@ -17,7 +17,6 @@ import tensorflow as tf
 from tfmp.data import crops, memory, pipeline, prepare, shards
 from tfmp.data.base import Data, DataError, Options
 
-DEFAULT_SIZE = 224
 MIRRORED = ("cifar10", "cifar100", "cifar10_1", "fashion_mnist", "stl10")
 
 
@@ -40,9 +39,8 @@ def load(name: str, options: Options, also_known: list[str]) -> Data:
     source = _Source(builder, image_key, label_key)
     train, validation, test = _splits(name, source)
     shape, in_memory = _shape(source, train, options.image_size)
-    large = min(shape[:2]) >= crops.SMALLEST_RANDOM_CROP
-    mirrored = builder.name in MIRRORED
-    augmentation = "flip" if large else "crop_flip" if mirrored else "crop"
+    small = "crop_flip" if builder.name in MIRRORED else "crop"
+    augmentation = "flip" if crops.is_large(shape) else small
     if not in_memory:
         return _streamed(name, source, (train, validation, test), shape, augmentation, options)
     return memory.from_arrays(
@@ -89,19 +87,15 @@ def _streamed(name, source, splits, shape, augmentation, options) -> Data:
         train, test = train.cut(memory.TEST_FRACTION)
     if validation is None:
         train, validation = train.cut(options.validation_fraction)
-    large = min(shape[:2]) >= crops.SMALLEST_RANDOM_CROP
-    alike = tuple(source.image_shape) == shape
-    margin = crops.EVALUATION_MARGIN if large and not alike else 1.0
+    training_crop, evaluation_crop = crops.pair(shape, tuple(source.image_shape) == shape)
 
     def decode(serialized, seed):
         data, label = source.parse(serialized)
-        if large:
-            return crops.random(data, shape, seed), label
-        return crops.center(data, shape, margin), label
+        return training_crop(data, seed), label
 
     def decode_center(serialized):
         data, label = source.parse(serialized)
-        return crops.center(data, shape, margin), label
+        return evaluation_crop(data), label
 
     return Data(
         name=name,
@@ -198,7 +192,7 @@ def _shape(source, train, image_size):
     height, width, channels = source.image_shape
     size = (image_size, image_size) if image_size else (height, width)
     if None in size:
-        size = (DEFAULT_SIZE, DEFAULT_SIZE)
+        size = (crops.DEFAULT_SIZE, crops.DEFAULT_SIZE)
     if channels is None:
         channels = 3
     pixels = size[0] * size[1] * channels

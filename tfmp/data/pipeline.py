@@ -1,7 +1,7 @@
 """tf.data pipelines whose batch k is a function of (data, seed, k), and what they share.
 
 Two kinds of source: arrays in memory, and records read and decoded on the way. In both, batch k
-belongs to epoch `k // (n // batch_size)`, and the order within an epoch is a function of (seed,
+belongs to epoch `k // steps_per_epoch(...)`, and the order within an epoch is a function of (seed,
 epoch), so that a run resumed at step k sees what the uninterrupted run would have seen.
 """
 
@@ -85,9 +85,7 @@ def in_memory_train(images: np.ndarray, labels: np.ndarray) -> Callable:
         batch_size: int, *, seed: int, start_step: int = 0, multiple_of: int = 1
     ) -> tf.data.Dataset:
         steps = steps_per_epoch(examples, batch_size, multiple_of)
-        _check_start_step(start_step)
-
-        first_epoch, first_step = divmod(start_step, steps)
+        first_epoch, first_step = _position(start_step, steps)
 
         def one_epoch(epoch):
             chosen = tf.reshape(order(seed, epoch, examples)[: steps * batch_size], [steps, -1])
@@ -146,8 +144,7 @@ def streamed_train(records: Callable, decode: Callable, examples: int) -> Callab
         batch_size: int, *, seed: int, start_step: int = 0, multiple_of: int = 1
     ) -> tf.data.Dataset:
         steps = steps_per_epoch(examples, batch_size, multiple_of)
-        _check_start_step(start_step)
-        first_epoch, first_step = divmod(start_step, steps)
+        first_epoch, first_step = _position(start_step, steps)
 
         def one_epoch(epoch):
             first = tf.constant(first_step * batch_size, tf.int64)
@@ -255,6 +252,8 @@ def _check_batch_size(batch_size: int) -> None:
         raise DataError(f"Expected a batch size of at least 1. Received: {batch_size}")
 
 
-def _check_start_step(start_step: int) -> None:
+def _position(start_step: int, steps: int) -> tuple[int, int]:
+    """Epoch and step within it, both counted from 0."""
     if start_step < 0:
         raise DataError(f"Expected start_step of at least 0. Received: {start_step}")
+    return divmod(start_step, steps)

@@ -6,7 +6,7 @@ is nothing to learn in it beyond the pool itself.
 
 import numpy as np
 
-from tfmp.data import memory
+from tfmp.data import crops, memory
 from tfmp.data.base import Data, Options
 
 CLASSES = 1000
@@ -20,7 +20,7 @@ def load(name: str, options: Options) -> Data:
     Test and validation set are an eighth of it each, drawn apart: holding out of the pool would
     take most of its few images a class. A `validation_fraction` of 0 means none here too.
     """
-    size = options.image_size or 224
+    size = options.image_size or crops.DEFAULT_SIZE
     count = max(min(POOL_BYTES // (size * size * 3), MOST_EXAMPLES), 64)
     rng = np.random.default_rng(options.seed)
 

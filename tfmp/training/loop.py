@@ -87,7 +87,7 @@ def fit(classifier, data, config, workdir, *, resume_hint="", extra_callbacks=()
     classifier.stop_training = callbacks.has_stopped_early(config.early_stopping, log)
     try:
         with naming_errors(config, classifier.model):
-            _train(classifier, data, config, checkpoints, metrics, every)
+            _train(classifier, data, config, epoch_steps, checkpoints, metrics, every)
     finally:
         logger.on_train_end()
         saver.on_train_end()
@@ -101,11 +101,8 @@ def fit(classifier, data, config, workdir, *, resume_hint="", extra_callbacks=()
     )
 
 
-def _train(classifier, data, config, checkpoints, metrics, every):
+def _train(classifier, data, config, epoch_steps, checkpoints, metrics, every):
     """Calls Keras' `fit` until the last epoch is done, and once more for an epoch half done."""
-    epoch_steps = steps_per_epoch(
-        data.sizes["train"], config.batch_size, config.steps_per_execution
-    )
     step = int(classifier.step.numpy())
     while step < config.epochs * epoch_steps and not classifier.stop_training:
         epoch, done = divmod(step, epoch_steps)

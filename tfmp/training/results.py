@@ -72,11 +72,11 @@ def finish(session, config, data, classifier, fitted, began):
     Raises:
         TfmpError: A file can't be written.
     """
-    results = _collect(session, config, data, classifier, fitted)
+    rows = read_metrics(session.workdir / "metrics.csv")
+    results = _collect(session, config, data, classifier, fitted, rows)
     results["seconds"]["total"] = fitted.seconds_before + time.perf_counter() - began
     try:
         save_model(classifier.model, session.workdir / "model.keras")
-        rows = read_metrics(session.workdir / "metrics.csv")
         plot_curves(rows, session.workdir / "curves.png", session.name)
         results = write_json(session.workdir / "results.json", results)
     except OSError as error:
@@ -88,9 +88,8 @@ def finish(session, config, data, classifier, fitted, began):
     return results
 
 
-def _collect(session, config, data, classifier, fitted):
+def _collect(session, config, data, classifier, fitted, rows):
     """What results.json holds, but for the seconds in total."""
-    rows = read_metrics(session.workdir / "metrics.csv")
     test = _evaluate(classifier, data, config)
     optimizer = classifier.optimizer
     parameters = {
@@ -153,7 +152,7 @@ def plot_curves(rows, file, title):
     """Draws loss, accuracy, learning rate and loss scale over the epochs.
 
     Args:
-        rows: What `tfmp.training.callbacks.read_metrics` returns.
+        rows: What `tfmp.training.files.read_metrics` returns.
         file: Path of the PNG file.
         title: Title of the figure.
     """
