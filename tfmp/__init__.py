@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 _SUBMODULES = (
     "cli",
     "data",
+    "distribution",
     "errors",
     "hardware",
     "loss_scale",
@@ -19,12 +20,24 @@ _SUBMODULES = (
     "training",
 )
 
-__all__ = ["__version__", *_SUBMODULES]
+_NAMES = {
+    "LossScaleGuard": "loss_scale",
+    "LossScaleLogger": "loss_scale",
+    "LossScaleOptimizer": "loss_scale",
+    "accelerate": "training",
+    "compile": "loss_scale",
+    "load": "training",
+    "wrap": "loss_scale",
+}
+
+__all__ = ["__version__", *_SUBMODULES, *_NAMES]
 
 
 def __getattr__(name):
     if name in _SUBMODULES:
         return importlib.import_module(f"tfmp.{name}")
+    if name in _NAMES:
+        return getattr(importlib.import_module(f"tfmp.{_NAMES[name]}"), name)
     raise AttributeError(f"module 'tfmp' has no attribute {name!r}")
 
 

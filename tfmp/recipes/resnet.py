@@ -18,7 +18,7 @@ References:
 import dataclasses
 import time
 
-from tfmp import cli, loss_scale, models, policies, training
+from tfmp import cli, distribution, models, policies, training
 from tfmp.data import augment, load, steps_per_epoch
 from tfmp.models import resnet
 from tfmp.training import optimizers, results
@@ -78,37 +78,38 @@ def run(config):
         data.sizes["train"], config.batch_size, config.steps_per_execution
     )
     # --- model
-    with policies.scope(session.policy):
-        model = models.build(
-            config.model,
-            classes=len(data.class_names),
-            input_shape=data.input_shape,
-            stem=config.stem,
+    with session.strategy.scope():
+        with policies.scope(session.policy):
+            model = models.build(
+                config.model,
+                classes=len(data.class_names),
+                input_shape=data.input_shape,
+                stem=config.stem,
+            )
+        if config.float32_layers:
+            model = policies.set_policy(
+                model, policies.load(config.float32_layers, expected_policy=session.policy)
+            )
+        if config.weights:
+            models.load_weights(model, config.weights)
+        if config.sync_batch_norm:
+            distribution.synchronize_batch_norm(model)
+        # --- training step
+        augmentation = data.augmentation if config.augmentation == "auto" else config.augmentation
+        classifier = training.Classifier(
+            model,
+            augment.AUGMENTATIONS[augmentation],
+            seed=config.seed,
+            label_smoothing=config.label_smoothing,
+            mixup=config.mixup,
         )
-    if config.float32_layers:
-        model = policies.set_policy(
-            model, policies.load(config.float32_layers, expected_policy=session.policy)
+        training.compile_classifier(
+            classifier,
+            optimizers.build(config, model, epoch_steps),
+            jit_compile=session.jit_compile,
+            steps_per_execution=config.steps_per_execution,
+            microbatches=config.gradient_accumulation_steps,
         )
-    if config.weights:
-        models.load_weights(model, config.weights)
-    # --- training step
-    augmentation = data.augmentation if config.augmentation == "auto" else config.augmentation
-    classifier = training.Classifier(
-        model,
-        augment.AUGMENTATIONS[augmentation],
-        seed=config.seed,
-        label_smoothing=config.label_smoothing,
-        mixup=config.mixup,
-    )
-    optimizer = optimizers.build(config, model, epoch_steps)
-    if policies.uses_float16(model):
-        optimizer = loss_scale.wrap(optimizer, config.initial_scale)
-    training.compile_classifier(
-        classifier,
-        optimizer,
-        jit_compile=session.jit_compile,
-        steps_per_execution=config.steps_per_execution,
-    )
     # --- train, evaluate, write
     results.announce(session, config, data, classifier, epoch_steps)
     hint = f"Go on with the same flags and --resume --workdir={session.workdir}."

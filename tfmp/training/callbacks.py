@@ -18,27 +18,22 @@ from tfmp import loss_scale
 from tfmp.errors import NonFiniteError, StoppedError
 from tfmp.training.files import read_metrics
 
-CHECK_EVERY = 100  # steps between two looks at the device's counters
-MAX_BAD_STEPS = 50  # in a row: the scale has fallen by 2**50, float16's whole range is 2**40
 
-
-class StepLogs(keras.callbacks.Callback):
-    """Adds learning rate, loss scale and skipped steps to the logs of each epoch."""
+class StepLogs(loss_scale.LossScaleLogger):
+    """Adds learning rate, loss scale and its counters to the logs of each epoch."""
 
     def on_epoch_end(self, epoch, logs=None):
         """Adds to the logs, which the callbacks behind this one read."""
-        optimizer = self.model.optimizer
-        logs["learning_rate"] = float(optimizer.learning_rate)
-        logs["loss_scale"] = float(loss_scale.scale(optimizer))
-        logs["skipped_steps"] = int(self.model.skipped_steps.numpy())
+        logs["learning_rate"] = float(self.model.optimizer.learning_rate)
+        super().on_epoch_end(epoch, logs)
 
 
-class NonFiniteGuard(keras.callbacks.Callback):
+class NonFiniteGuard(loss_scale.LossScaleGuard):
     """Ends training that will not recover from non-finite values.
 
-    That is: a non-finite loss without loss scaling, `MAX_BAD_STEPS` bad steps in a row with it,
-    or a non-finite weight or BatchNorm statistic. Looks every `CHECK_EVERY` steps, after each
-    epoch, and when `check` is called.
+    That is: too many skipped steps in a row, a single one where the scale can't adapt, or a
+    non-finite weight or BatchNorm statistic. Looks every 100 calls of the step, after each epoch,
+    and when `check` is called.
 
     Args:
         steps_per_epoch: Training steps of a whole epoch, for the message.
@@ -52,36 +47,29 @@ class NonFiniteGuard(keras.callbacks.Callback):
         super().__init__()
         self._steps_per_epoch = steps_per_epoch
         self._checkpoints = checkpoints
-        self._calls = 0
         self._weights_finite = None
 
-    def on_train_batch_begin(self, batch, logs=None):
-        """Looks at the counters now and then."""
-        self._calls += 1
-        if self._calls % CHECK_EVERY == 0:
-            self._check_steps()
-
-    def on_epoch_end(self, epoch, logs=None):
-        """Looks at the counters and all weights."""
-        self.check()
+    def set_model(self, model):
+        """Takes over from the optimizer how many skipped steps are too many."""
+        super().set_model(model)
+        if not loss_scale.is_dynamic(model.optimizer):
+            self.max_consecutive_skips = 0
 
     def check(self):
         """Looks at the counters and all weights."""
-        self._check_steps()
+        self.check_steps()
         if self._weights_finite is None:
             self._weights_finite = tf.function(_all_finite)
         weights = [v.value for v in self.model.model.variables if "float" in v.dtype]
         if not self._weights_finite(weights):
-            self._stop("a weight or statistic of the model")
+            self._end("a weight or statistic of the model", int(self.model.step))
 
-    def _check_steps(self):
-        allowed = MAX_BAD_STEPS if loss_scale.is_scaled(self.model.optimizer) else 1
-        if int(self.model.bad_steps.numpy()) >= allowed:
-            self._stop("the loss or its gradients")
+    def stop(self, optimizer, skips):
+        """Raises the error for too many skipped steps."""
+        first = int(optimizer.last_overflow_step.numpy()) - skips + 1
+        self._end(f"the gradients, {skips} steps in a row", first)
 
-    def _stop(self, what):
-        bad = int(self.model.bad_steps.numpy())
-        step = int((self.model.first_bad_step if bad else self.model.step).numpy()) + bool(bad)
+    def _end(self, what, step):
         scale = float(loss_scale.scale(self.model.optimizer))
         kept = self._checkpoints.latest
         raise NonFiniteError(
@@ -142,7 +130,7 @@ class Checkpointer(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         """Reads the step once, so that no later step waits for the device."""
-        self._epoch_begin = int(self.model.step.numpy())
+        self._epoch_begin = int(self.model.step)
 
     def on_train_batch_begin(self, batch, logs=None):
         """Saves when it is time or a signal came; the state is that after the former step."""
@@ -169,7 +157,7 @@ class Checkpointer(keras.callbacks.Callback):
 
     def _stop(self):
         self._save()
-        step = int(self.model.step.numpy())
+        step = int(self.model.step)
         raise StoppedError(f"Stopped by {self._signal} after step {step}, saved. {self._hint}")
 
 
@@ -204,13 +192,13 @@ class Stopwatch(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         """Starts the clock."""
-        self._start(int(self.model.step.numpy()))
+        self._start(int(self.model.step))
 
     def on_train_batch_begin(self, batch, logs=None):
         """Sets the first call apart."""
         self._calls += 1
         if self._calls == 2 and not self.compile:
-            step = int(self.model.step.numpy())  # waits for the first call's end
+            step = int(self.model.step)  # waits for the first call's end
             self.compile = time.perf_counter() - self._begin
             self._start(step)
 
@@ -230,7 +218,7 @@ class Stopwatch(keras.callbacks.Callback):
     def _stop(self):
         if not self._running:
             return
-        steps = int(self.model.step.numpy()) - self._first_step
+        steps = int(self.model.step) - self._first_step
         seconds = time.perf_counter() - self._begin
         if self._calls == 1:
             self.compile, steps, seconds = seconds, 0, 0.0

@@ -2,7 +2,6 @@
 
 import pathlib
 
-import keras
 import tensorflow as tf
 
 from tfmp.errors import TfmpError
@@ -27,14 +26,7 @@ class Checkpoints:
 
     def __init__(self, folder, classifier, keep=2):
         self.seconds = tf.Variable(0.0, dtype=tf.float64, trainable=False)
-        self._step = classifier.step
-        # The metrics make their variables at the first update, and would then reset them.
-        for metric in classifier.metrics:
-            if hasattr(metric, "metrics") and not getattr(metric, "built", True):
-                metric.build(
-                    keras.KerasTensor((None, classifier.classes)),
-                    keras.KerasTensor((None, classifier.classes)),
-                )
+        self._classifier = classifier
         self._metrics = [v for metric in classifier.metrics for v in metric.variables]
         self._checkpoint = tf.train.Checkpoint(
             model=[v.value for v in classifier.variables],
@@ -56,7 +48,7 @@ class Checkpoints:
         Raises:
             TfmpError: The checkpoint can't be written; the former one stays.
         """
-        step = int(self._step.numpy())
+        step = int(self._classifier.step)
         if step == self._saved_step:
             return
         try:
@@ -95,7 +87,7 @@ class Checkpoints:
                 "anew in another --workdir, or name the checkpoint before it in the file "
                 "'checkpoint' beside it."
             ) from error
-        self._saved_step = int(self._step.numpy())
+        self._saved_step = int(self._classifier.step)
         return [v.numpy() for v in self._metrics]
 
     def set_metrics(self, values):

@@ -5,6 +5,7 @@ import math
 from typing import Literal
 
 from tfmp.cli import flag
+from tfmp.distribution import STRATEGIES
 from tfmp.errors import UserError
 from tfmp.training.optimizers import OPTIMIZERS
 
@@ -62,15 +63,30 @@ class TrainingConfig:
         group="Precision",
     )
 
+    strategy: str = flag(
+        "auto",
+        "none: one device; mirrored: a replica on each GPU; auto: mirrored where there are several "
+        "GPUs.",
+        group="Distribution",
+        choices=STRATEGIES,
+    )
+    sync_batch_norm: bool = flag(
+        False,
+        "Take BatchNorm's batch statistics over all replicas; several replicas then compute "
+        "without XLA, slower.",
+        group="Distribution",
+    )
+
     epochs: int = flag(30, "Passes over the training images.", group="Training")
-    batch_size: int = flag(64, "Images in a training step.", group="Training")
+    batch_size: int = flag(
+        64, "Images in a training step, of all replicas together.", group="Training"
+    )
     optimizer: str = flag(
         "sgd", "sgd has Nesterov momentum 0.9.", group="Training", choices=OPTIMIZERS
     )
     learning_rate: float = flag(
         0.4,
-        "Peak learning rate for 256 images a step; the one used is proportional to batch_size "
-        "times gradient_accumulation_steps.",
+        "Peak learning rate for 256 images a step; the one used is proportional to batch_size.",
         group="Training",
     )
     warmup_epochs: float | None = flag(
@@ -93,7 +109,9 @@ class TrainingConfig:
         group="Training",
     )
     gradient_accumulation_steps: int = flag(
-        1, "Training steps whose gradients make one update of the weights.", group="Training"
+        1,
+        "Parts in which each replica computes its batch, one after the other, to save memory.",
+        group="Training",
     )
     steps_per_execution: int = flag(
         1, "Training steps that one call from the host runs.", group="Training"

@@ -12,7 +12,7 @@ import tensorflow as tf
 from tfmp import hardware
 from tfmp.data import DataError, steps_per_epoch, to_device
 from tfmp.errors import OutOfMemoryError, UserError
-from tfmp.training import callbacks, files
+from tfmp.training import callbacks, files, loading
 from tfmp.training.checkpoints import Checkpoints
 
 UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
@@ -69,13 +69,14 @@ def fit(classifier, data, config, workdir, *, resume_hint="", extra_callbacks=()
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         files.write_json(workdir / "config.json", dataclasses.asdict(config))
+        loading.describe(classifier.model, classifier.optimizer, workdir)
     except OSError as error:
         raise UserError(f"Can't use --workdir={workdir}: {error}.") from None
     checkpoints = Checkpoints(workdir / "checkpoints", classifier)
     metrics = checkpoints.restore()
     stopwatch = callbacks.Stopwatch(before=float(checkpoints.seconds.numpy()))
     log = workdir / "metrics.csv"
-    files.keep_epochs(log, int(classifier.step.numpy()) // epoch_steps)
+    files.keep_epochs(log, int(classifier.step) // epoch_steps)
     guard = callbacks.NonFiniteGuard(epoch_steps, checkpoints)
     saver = callbacks.Checkpointer(
         checkpoints, guard, stopwatch, config.save_every_steps, resume_hint
@@ -103,7 +104,7 @@ def fit(classifier, data, config, workdir, *, resume_hint="", extra_callbacks=()
 
 def _train(classifier, data, config, epoch_steps, checkpoints, metrics, every):
     """Calls Keras' `fit` until the last epoch is done, and once more for an epoch half done."""
-    step = int(classifier.step.numpy())
+    step = int(classifier.step)
     while step < config.epochs * epoch_steps and not classifier.stop_training:
         epoch, done = divmod(step, epoch_steps)
         batches = data.train(
@@ -112,8 +113,10 @@ def _train(classifier, data, config, epoch_steps, checkpoints, metrics, every):
             start_step=step,
             multiple_of=config.steps_per_execution,
         )
+        with classifier.distribute_strategy.scope():
+            batches = to_device(batches)
         classifier.fit(
-            to_device(batches),
+            batches,
             initial_epoch=epoch,
             # A begun epoch gets a call of its own: Keras takes one length for all.
             epochs=epoch + 1 if done else config.epochs,
@@ -123,7 +126,7 @@ def _train(classifier, data, config, epoch_steps, checkpoints, metrics, every):
             shuffle=False,
             verbose=1 if sys.stdout.isatty() else 2,
         )
-        step = int(classifier.step.numpy())
+        step = int(classifier.step)
         if done and config.ema:
             checkpoints.restore()  # Keras ends each `fit` with the averages as weights
     if config.ema:

@@ -2,6 +2,8 @@
 
 import keras
 
+from tfmp import loss_scale, policies
+
 OPTIMIZERS = {
     "sgd": lambda **kwargs: keras.optimizers.SGD(momentum=0.9, nesterov=True, **kwargs),
     "adamw": keras.optimizers.AdamW,
@@ -17,14 +19,13 @@ def learning_rate(config, steps_per_epoch):
         steps_per_epoch: Training steps of an epoch.
 
     Returns:
-        A Keras learning-rate schedule over training steps; with gradient accumulation Keras asks
-        it at every accumulated step.
+        A Keras learning-rate schedule over training steps.
 
     References:
         Goyal et al., "Accurate, Large Minibatch SGD", 2017, sections 2.1 and 2.2.
         Loshchilov and Hutter, "SGDR", ICLR 2017, equation 5.
     """
-    peak = config.learning_rate / 256 * config.batch_size * config.gradient_accumulation_steps
+    peak = config.learning_rate / 256 * config.batch_size
     epochs = config.epochs / 10 if config.warmup_epochs is None else config.warmup_epochs
     warmup = round(epochs * steps_per_epoch)
     return keras.optimizers.schedules.CosineDecay(
@@ -36,7 +37,10 @@ def learning_rate(config, steps_per_epoch):
 
 
 def build(config, model, steps_per_epoch):
-    """The optimizer of a run, without loss scaling.
+    """The optimizer of a run: the loss is scaled where some layer computes in float16.
+
+    Everywhere else the scale is 1 for good, and steps with infinite gradients are skipped and
+    counted all the same.
 
     Args:
         config: A `TrainingConfig`.
@@ -44,19 +48,27 @@ def build(config, model, steps_per_epoch):
         steps_per_epoch: Training steps of an epoch.
 
     Returns:
-        A Keras optimizer.
+        A `tfmp.LossScaleOptimizer`.
     """
-    accumulate = config.gradient_accumulation_steps
     optimizer = OPTIMIZERS[config.optimizer](
         learning_rate=learning_rate(config, steps_per_epoch),
         weight_decay=config.weight_decay or None,
         use_ema=bool(config.ema),
-        # Keras moves the average at every accumulated step.
-        ema_momentum=config.ema ** (1 / accumulate) if config.ema else 0.99,
-        gradient_accumulation_steps=accumulate if accumulate > 1 else None,
+        ema_momentum=config.ema or 0.99,
     )
-    if config.weight_decay:
-        optimizer.exclude_from_weight_decay(
-            var_list=[v for v in model.trainable_variables if len(v.shape) < 2]
-        )
-    return optimizer
+    exclude_from_weight_decay(optimizer, model)
+    if policies.uses_float16(model):
+        return loss_scale.wrap(optimizer, initial_scale=config.initial_scale)
+    return loss_scale.wrap(optimizer, static_scale=1.0)
+
+
+def exclude_from_weight_decay(optimizer, model):
+    """Spares biases and normalization weights; a Keras optimizer's config doesn't hold that.
+
+    Args:
+        optimizer: Keras optimizer without loss scaling, before it is built.
+        model: Built Keras model.
+    """
+    if optimizer.weight_decay:
+        small = [v for v in model.trainable_variables if len(v.shape) < 2]
+        optimizer.exclude_from_weight_decay(var_list=small)

@@ -15,6 +15,7 @@ import tensorflow as tf
 import tfmp
 from tfmp import hardware, loss_scale
 from tfmp.errors import TfmpError
+from tfmp.training.accelerate import uses_xla
 from tfmp.training.files import read_metrics, write_json
 from tfmp.training.loop import naming_errors
 
@@ -31,11 +32,11 @@ def announce(session, config, data, classifier, steps_per_epoch):
     """
     model, sizes = classifier.model, data.sizes
     shape = "x".join(map(str, data.input_shape))
-    scaled = loss_scale.is_scaled(classifier.optimizer)
+    scaled = loss_scale.is_dynamic(classifier.optimizer)
     rows = {
         "device": f"{session.device.name} ({session.device.kind})",
         "policy": f"{session.policy} ({session.policy_reason})",
-        "XLA": "on" if session.jit_compile else "off",
+        "XLA": _xla(session, classifier)[1],
         "TF32": "on" if session.tf32 else "off",
         "loss scale": f"dynamic, from {config.initial_scale:g}" if scaled else "none",
         "replicas": session.replicas,
@@ -102,10 +103,12 @@ def _collect(session, config, data, classifier, fitted, rows):
         "policy": session.policy,
         "policy_reason": session.policy_reason,
         "compute_dtypes": _compute_dtypes(classifier.model),
-        "jit_compile": session.jit_compile,
+        "jit_compile": _xla(session, classifier)[0],
         "tf32": session.tf32,
         "deterministic": session.deterministic,
+        "strategy": type(session.strategy).__name__.lstrip("_"),
         "replicas": session.replicas,
+        "workers": 1,
         "device": dataclasses.asdict(session.device),
         "model": {"name": classifier.model.name, "parameters": parameters},
         "data": {
@@ -117,7 +120,7 @@ def _collect(session, config, data, classifier, fitted, rows):
         "final": _last(rows) | test,
         "best": _best(rows),
         "epochs": len(rows),
-        "steps": int(classifier.step.numpy()),
+        "steps": int(classifier.step),
         "images_per_second": fitted.images_per_second,
         "seconds": {
             "compile": fitted.compile_seconds,
@@ -125,15 +128,22 @@ def _collect(session, config, data, classifier, fitted, rows):
         },
         "peak_memory_bytes": hardware.peak_memory_bytes(),
         "loss_scale": {
-            "initial": config.initial_scale if loss_scale.is_scaled(optimizer) else 1.0,
+            "initial": config.initial_scale if loss_scale.is_dynamic(optimizer) else 1.0,
             "final": float(loss_scale.scale(optimizer)),
-            "skipped_steps": int(classifier.skipped_steps.numpy()),
+            "skipped_steps": int(loss_scale.skipped_steps(optimizer)),
         },
         "seed": config.seed,
         "versions": versions(),
         "git_commit": git_commit(),
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def _xla(session, classifier):
+    """Whether XLA compiles the training step, and in words."""
+    if session.jit_compile and not uses_xla(classifier):
+        return False, "off: synchronized BatchNorm on several replicas can't be compiled"
+    return session.jit_compile, "on" if session.jit_compile else "off"
 
 
 def save_model(model, file):

@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 from tensorflow.python.framework.config import is_op_determinism_enabled  # no public one
 
-from tfmp import hardware, policies
+from tfmp import distribution, hardware, policies
 from tfmp.errors import UserError
 
 
@@ -27,7 +27,7 @@ class Session:
         deterministic: Whether TensorFlow's operations are; once on, on for the whole process.
         jit_compile: Whether XLA compiles the training step.
         tf32: Whether float32 matrix products use TensorFloat-32.
-        replicas: Copies of the model that train together.
+        strategy: The `tf.distribute.Strategy` to make model and optimizer in.
     """
 
     name: str
@@ -38,7 +38,12 @@ class Session:
     deterministic: bool
     jit_compile: bool
     tf32: bool
-    replicas: int = 1
+    strategy: tf.distribute.Strategy
+
+    @property
+    def replicas(self) -> int:
+        """Copies of the model that train together."""
+        return self.strategy.num_replicas_in_sync
 
 
 def start(name, config):
@@ -52,13 +57,18 @@ def start(name, config):
         A `Session`.
 
     Raises:
-        UserError: The folder holds another run, or the policy is unknown.
+        UserError: The folder holds another run, the policy is unknown, the GPUs are of different
+            kinds, or the replicas can't share the batch evenly.
     """
     if config.tensorboard and not importlib.util.find_spec("tensorboard"):
         raise UserError(
             "--tensorboard needs a package that is not installed: pip install tensorboard."
         )
     resolved = policies.resolve(config.policy)
+    strategy = distribution.resolve(config.strategy)
+    distribution.check_batch_size(
+        config.batch_size, strategy.num_replicas_in_sync, config.gradient_accumulation_steps
+    )
     workdir = open_workdir(name, config)
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
@@ -75,6 +85,7 @@ def start(name, config):
         deterministic=is_op_determinism_enabled(),
         jit_compile=_xla(config.jit_compile, device, resolved.name),
         tf32=hardware.tf32_in_force(),
+        strategy=strategy,
     )
 
 

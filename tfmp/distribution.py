@@ -1,0 +1,160 @@
+"""Replicas: which strategy trains, and code that runs on one replica as if it were alone.
+
+Keras' optimizers, layers and metrics are written for plain variables. `on_replica` gives them
+plain ones: inside it every Keras variable is the replica's own copy and no strategy is in force.
+So one replica's forward pass, or update, can be traced and compiled like that of a single device.
+"""
+
+import contextlib
+import contextvars
+
+import keras
+import tensorflow as tf
+from tensorflow.python.distribute import distribute_lib  # no public way out of a scope
+
+from tfmp.errors import UserError
+
+STRATEGIES = ("auto", "none", "mirrored")
+
+_index = contextvars.ContextVar("replica_index", default=None)
+
+
+def resolve(name: str) -> tf.distribute.Strategy:
+    """The strategy of a name.
+
+    Args:
+        name: "none"; "mirrored", over all GPUs, or without one over all logical CPUs; or "auto":
+            mirrored where there are several GPUs.
+
+    Returns:
+        A `tf.distribute.Strategy`; for none, TensorFlow's default one, whose scope does nothing.
+
+    Raises:
+        UserError: The name is unknown, or the GPUs are of different kinds.
+    """
+    if name not in STRATEGIES:
+        raise UserError(f"Expected a strategy out of {', '.join(STRATEGIES)}. Received: {name!r}.")
+    gpus = tf.config.list_logical_devices("GPU")
+    if name == "none" or (name == "auto" and len(gpus) < 2):
+        return tf.distribute.get_strategy()
+    cards = tf.config.list_physical_devices("GPU")
+    details = [tf.config.experimental.get_device_details(card) for card in cards]
+    _check_same_kind([str(d.get("device_name", "unknown GPU")) for d in details])
+    devices = [device.name for device in gpus or tf.config.list_logical_devices("CPU")]
+    # NCCL takes no two ranks on one card.
+    shared = len(gpus) > len(cards)
+    reduction = tf.distribute.HierarchicalCopyAllReduce() if shared else None
+    return tf.distribute.MirroredStrategy(devices, cross_device_ops=reduction)
+
+
+def _check_same_kind(names: list[str]) -> None:
+    if len(set(names)) > 1:
+        raise UserError(
+            "Expected GPUs of one kind: replicas advance together, at the pace of the slowest. "
+            f"Received: {', '.join(names)}. Choose equal ones by CUDA_VISIBLE_DEVICES, or "
+            "--strategy=none for the first alone."
+        )
+
+
+def check_batch_size(batch_size: int, replicas: int, parts: int = 1) -> None:
+    """Checks that a global batch splits evenly.
+
+    Args:
+        batch_size: Examples in a training step, of all replicas together.
+        replicas: Number of replicas.
+        parts: Parts in which each replica computes its share.
+
+    Raises:
+        UserError: It does not; names the next sizes that do.
+    """
+    unit = replicas * parts
+    if batch_size % unit:
+        below, above = batch_size // unit * unit, -(-batch_size // unit) * unit
+        nearest = " or ".join(str(size) for size in (below, above) if size)
+        shares = f"{replicas} replicas" + (f" in {parts} parts each" if parts > 1 else "")
+        raise UserError(
+            f"Expected a batch size that {shares} can share evenly. Received: {batch_size}. Take "
+            f"{nearest}."
+        )
+
+
+def devices(strategy: tf.distribute.Strategy) -> tuple[str, ...]:
+    """Devices of the replicas of this process; one empty name for TensorFlow's own default."""
+    try:
+        return strategy.extended.worker_devices
+    except RuntimeError:  # the default strategy has none
+        return ("",)
+
+
+def copies(strategy: tf.distribute.Strategy, variable: keras.Variable) -> tuple[tf.Variable, ...]:
+    """A Keras variable's plain copies, one for each replica of this process.
+
+    Raises:
+        UserError: There is one copy for several replicas: the variable was not made in the scope.
+    """
+    found = strategy.experimental_local_results(variable._value)
+    if len(found) != len(devices(strategy)):
+        raise UserError(
+            f"Expected a variable of {len(devices(strategy))} replicas. Received: "
+            f"{variable.path}, a variable made outside of the strategy. Make model, optimizer and "
+            "metrics within `with strategy.scope():`."
+        )
+    return found
+
+
+@contextlib.contextmanager
+def on_replica(strategy, index, variables, optimizers=()):
+    """Inside, Keras variables are one replica's plain copies, and no strategy is in force.
+
+    Traced into a `tf.function`, what runs inside belongs to that replica for good. Not for code
+    that talks to other replicas.
+
+    Args:
+        strategy: The strategy in whose scope the variables were made.
+        index: Position of the replica among this process' own.
+        variables: All Keras variables that the code inside may touch.
+        optimizers: Keras optimizers that it may run.
+    """
+    plain = [copies(strategy, v)[index] for v in variables]
+    mirrored = [v._value for v in variables]
+    strategies = [optimizer._distribution_strategy for optimizer in optimizers]
+    token = _index.set(index)
+    distribute_lib._push_per_thread_mode(distribute_lib._get_default_replica_mode())
+    try:
+        for variable, value in zip(variables, plain, strict=True):
+            variable._value = value
+        for optimizer in optimizers:
+            vars(optimizer)["_distribution_strategy"] = tf.distribute.get_strategy()
+        yield
+    finally:
+        distribute_lib._pop_per_thread_mode()
+        _index.reset(token)
+        for variable, value in zip(variables, mirrored, strict=True):
+            variable._value = value
+        for optimizer, former in zip(optimizers, strategies, strict=True):
+            vars(optimizer)["_distribution_strategy"] = former
+
+
+def replica_index() -> int:
+    """Position of the replica whose code is being traced or run; 0 without a strategy."""
+    index = _index.get()
+    if index is not None:
+        return index
+    context = tf.distribute.get_replica_context()
+    return int(tf.get_static_value(context.replica_id_in_sync_group)) if context else 0
+
+
+def has_synchronized_batch_norm(model: keras.Model) -> bool:
+    """Whether some layer takes its batch statistics over all replicas."""
+    return any(getattr(layer, "synchronized", False) for layer in model._flatten_layers())
+
+
+def synchronize_batch_norm(model: keras.Model) -> None:
+    """Makes every BatchNormalization take its statistics over all replicas' batches.
+
+    Args:
+        model: A Keras model, changed in place, before its first training step.
+    """
+    for layer in model._flatten_layers():
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.synchronized = True

@@ -1,0 +1,31 @@
+"""Loss scaling: the optimizer, its wrapping around others, and callbacks that watch it.
+
+The functions answer for any Keras optimizer (a scale of 1, no step skipped), so that callers
+never branch.
+"""
+
+from tfmp.loss_scale.callbacks import LossScaleGuard, LossScaleLogger
+from tfmp.loss_scale.compiling import compile, optimizers_of
+from tfmp.loss_scale.optimizer import (
+    LossScaleOptimizer,
+    inner,
+    is_dynamic,
+    scale,
+    skipped_steps,
+    steps,
+    wrap,
+)
+
+__all__ = [
+    "LossScaleGuard",
+    "LossScaleLogger",
+    "LossScaleOptimizer",
+    "compile",
+    "inner",
+    "is_dynamic",
+    "optimizers_of",
+    "scale",
+    "skipped_steps",
+    "steps",
+    "wrap",
+]

@@ -1,0 +1,308 @@
+"""An optimizer that scales the loss, and that no replica can break."""
+
+import inspect
+
+import keras
+import tensorflow as tf
+
+from tfmp import distribution
+from tfmp.errors import UserError
+
+# Variables that Keras' own class lacks; they follow its own.
+COUNTERS = ("skipped_steps", "consecutive_skips", "last_overflow_step", "hysteresis_left")
+
+OWN_ARGUMENTS = (
+    "min_scale",
+    "max_scale",
+    "growth_factor",
+    "backoff_factor",
+    "hysteresis",
+    "static_scale",
+)
+
+
+@keras.saving.register_keras_serializable(package="tfmp")
+class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
+    """Scales the loss so that float16 gradients don't underflow, and skips steps that overflow.
+
+    The loss is multiplied by the scale before the backward pass and the gradients are divided by
+    it after they are summed over the replicas. Then, of each step:
+
+    - All gradients finite: `inner_optimizer` clips and applies them. After
+      `dynamic_growth_steps` such steps in a row the scale is multiplied by `growth_factor`, up
+      to `max_scale`.
+    - Any gradient of any replica infinite or NaN: no replica changes a weight, a slot, a moving
+      average or `iterations`. The scale is multiplied by `backoff_factor`, down to `min_scale`,
+      once `hysteresis` such steps have come since it last grew.
+
+    Without an overflow the weights are, bit for bit, those of Keras' own class. It differs in
+    what follows an overflow: there is one verdict for all replicas, made from the summed
+    gradients; the scale has a floor and a ceiling; clipping by global norm sees the sum and not
+    each replica's part; and it counts. What happens in `train_step` before `apply` (BatchNorm
+    statistics, metrics) is undone by `tfmp.accelerate`.
+
+    Args:
+        inner_optimizer: Keras optimizer that applies the gradients.
+        initial_scale: First scale.
+        dynamic_growth_steps: Good steps in a row before the scale grows.
+        min_scale: Floor of the scale.
+        max_scale: Ceiling of the scale.
+        growth_factor: Factor above 1.
+        backoff_factor: Factor between 0 and 1.
+        hysteresis: Overflows since the last growth that it takes to lower the scale; 1: each one
+            does.
+        static_scale: A scale that never changes, in place of the dynamic one. Steps that
+            overflow are skipped and counted all the same; 1.0 is for policies that need no
+            scaling.
+        name: Name of the optimizer.
+
+    Attributes:
+        dynamic_scale: The scale; float32 scalar variable, once built, as all that follow.
+        step_counter: Good steps since the scale last changed or a step overflowed; int64.
+        skipped_steps: Steps skipped so far; int64.
+        consecutive_skips: Steps skipped since the last good one; int64.
+        last_overflow_step: Number of the last step skipped, counted from 1; 0: none; int64.
+
+    Raises:
+        ValueError: An argument is out of its range, or `inner_optimizer` scales the loss itself.
+
+    References:
+        Micikevicius et al., "Mixed Precision Training", ICLR 2018, section 3.2.
+        Hysteresis: Shoeybi et al., "Megatron-LM", 2019, its dynamic loss scaler.
+    """
+
+    def __init__(
+        self,
+        inner_optimizer,
+        initial_scale=2.0**15,
+        dynamic_growth_steps=2000,
+        min_scale=1.0,
+        max_scale=2.0**24,
+        growth_factor=2.0,
+        backoff_factor=0.5,
+        hysteresis=1,
+        static_scale=None,
+        name=None,
+        **kwargs,
+    ):
+        if isinstance(inner_optimizer, keras.optimizers.LossScaleOptimizer):
+            raise UserError(
+                "Expected an optimizer without loss scaling. Received: "
+                f"{type(inner_optimizer).__name__}; use its inner_optimizer."
+            )
+        if static_scale is not None:
+            initial_scale = static_scale
+            min_scale, max_scale = min(min_scale, static_scale), max(max_scale, static_scale)
+        for label, value, good, expected in (
+            ("static_scale", static_scale, static_scale is None or static_scale > 0, "above 0"),
+            ("min_scale", min_scale, min_scale > 0, "above 0"),
+            ("max_scale", max_scale, min_scale <= max_scale < 2.0**128, "min_scale or more"),
+            (
+                "initial_scale",
+                initial_scale,
+                min_scale <= initial_scale <= max_scale,
+                f"from min_scale ({min_scale}) to max_scale ({max_scale})",
+            ),
+            ("growth_factor", growth_factor, growth_factor > 1, "above 1"),
+            ("backoff_factor", backoff_factor, 0 < backoff_factor < 1, "between 0 and 1"),
+            ("dynamic_growth_steps", dynamic_growth_steps, dynamic_growth_steps >= 1, "1 or more"),
+            ("hysteresis", hysteresis, hysteresis >= 1, "1 or more"),
+        ):
+            if not good:
+                raise UserError(f"Expected {label} {expected}. Received: {value}.")
+        super().__init__(inner_optimizer, initial_scale, dynamic_growth_steps, name=name, **kwargs)
+        self.min_scale = min_scale
+        self.max_scale = max_scale
+        self.growth_factor = growth_factor
+        self.backoff_factor = backoff_factor
+        self.hysteresis = hysteresis
+        self.static_scale = static_scale
+
+    def build(self, var_list):
+        """Makes the variables.
+
+        Args:
+            var_list: The trainable variables.
+        """
+        super().build(var_list)
+        for counter in COUNTERS:
+            first = self.hysteresis if counter == "hysteresis_left" else 0
+            initializer = keras.initializers.Constant(first)
+            # int64: TensorFlow keeps int32 variables on the host, where XLA on a GPU can't
+            # reach them.
+            variable = self.add_variable((), initializer, dtype="int64", name=counter)
+            setattr(self, counter, variable)
+
+    def scale_loss(self, loss):
+        """The loss times the scale.
+
+        Args:
+            loss: Scalar float tensor.
+        """
+        return keras.ops.multiply(loss, self.dynamic_scale if self.built else self.initial_scale)
+
+    def apply(self, grads, trainable_variables=None):
+        """Applies gradients of the scaled loss, or skips the step.
+
+        Args:
+            grads: List of gradients, each a tensor, `tf.IndexedSlices` or None. Within
+                `strategy.run` those of this replica: they are summed over all replicas, so the
+                loss is to be divided by their number.
+            trainable_variables: Variables of the gradients; by default those of `build`.
+
+        Raises:
+            ValueError: It is called in a strategy's scope, but not within `strategy.run`.
+        """
+        grads = list(grads)
+        if not self.built:
+            with keras.name_scope(self.name):
+                self.build(list(trainable_variables))
+        variables = list(
+            self._trainable_variables if trainable_variables is None else trainable_variables
+        )
+        if not tf.distribute.has_strategy():
+            self._apply_summed(grads, variables)
+            return
+        if tf.distribute.in_cross_replica_context():
+            raise UserError(
+                "LossScaleOptimizer.apply: expected a call within strategy.run. Received one in "
+                "the strategy's scope outside of it."
+            )
+        context = tf.distribute.get_replica_context()
+        present = [g for g in grads if g is not None]
+        summed = iter(context.all_reduce(tf.distribute.ReduceOp.SUM, present) if present else ())
+        grads = [g if g is None else next(summed) for g in grads]
+        context.merge_call(self._apply_on_each_replica, args=(grads, variables))
+
+    def _apply_on_each_replica(self, strategy, grads, variables):
+        """Applies summed gradients to each replica's copies, which stay equal bit for bit."""
+        touched = {id(v): v for v in [*variables, *self.variables] if hasattr(v, "_value")}
+        optimizers = [self, self.inner_optimizer]
+        for index, device in enumerate(distribution.devices(strategy)):
+            local = [
+                g if g is None else strategy.experimental_local_results(g)[index] for g in grads
+            ]
+            with (
+                tf.device(device),
+                distribution.on_replica(strategy, index, touched.values(), optimizers),
+            ):
+                self._apply_summed(local, variables)
+
+    def _apply_summed(self, grads, variables):
+        keras.ops.cond(
+            self.check_finite(grads), lambda: self._on_finite(grads, variables), self._on_overflow
+        )
+
+    def _on_finite(self, grads, variables):
+        scale = tf.convert_to_tensor(self.dynamic_scale)
+        unscaled = [
+            g
+            if g is None or self._overwrite_variable_with_gradient(v)
+            else keras.ops.divide(g, scale)
+            for g, v in zip(grads, variables, strict=True)
+        ]
+        self.inner_optimizer.apply(unscaled, variables)
+        self.consecutive_skips.assign(0)
+        good = self.step_counter + 1
+        if self.static_scale is not None:
+            self.step_counter.assign(good)
+            return
+        grow = good >= self.dynamic_growth_steps
+        self.step_counter.assign(keras.ops.where(grow, 0, good))
+        grown = keras.ops.minimum(scale * self.growth_factor, self.max_scale)
+        self.dynamic_scale.assign(keras.ops.where(grow, grown, scale))
+        left = keras.ops.where(grow, self.hysteresis, self.hysteresis_left)
+        self.hysteresis_left.assign(left)
+
+    def _on_overflow(self):
+        self.step_counter.assign(0)
+        self.skipped_steps.assign_add(1)
+        self.consecutive_skips.assign_add(1)
+        self.last_overflow_step.assign(steps(self))
+        if self.static_scale is not None:
+            return
+        left = keras.ops.maximum(self.hysteresis_left - 1, 0)
+        lowered = keras.ops.maximum(self.dynamic_scale * self.backoff_factor, self.min_scale)
+        self.hysteresis_left.assign(left)
+        self.dynamic_scale.assign(keras.ops.where(left > 0, self.dynamic_scale, lowered))
+
+    def load_own_variables(self, store):
+        """Restores the state; also that of Keras' own class, which lacks the counters."""
+        counters = {id(getattr(self, name)) for name in COUNTERS}
+        keras_own = [v for v in self.variables if id(v) not in counters]
+        if len(store.keys()) != len(keras_own):
+            super().load_own_variables(store)
+            return
+        for index, variable in enumerate(keras_own):
+            variable.assign(store[str(index)])
+
+    def get_config(self):
+        """The arguments, serializable: those that Keras' own class lacks only if set."""
+        parameters = inspect.signature(LossScaleOptimizer).parameters
+        own = {name: getattr(self, name) for name in parameters if name in OWN_ARGUMENTS}
+        changed = {n: value for n, value in own.items() if value != parameters[n].default}
+        return super().get_config() | changed
+
+
+def is_dynamic(optimizer):
+    """Whether the optimizer scales the loss by a factor that it adapts."""
+    scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    return scaled and getattr(optimizer, "static_scale", None) is None
+
+
+def wrap(optimizer, **kwargs):
+    """The optimizer with loss scaling around it that no replica can break.
+
+    Args:
+        optimizer: A Keras optimizer or its name. A `LossScaleOptimizer` of ours comes back as it
+            is; of Keras' own, its scale, state and inner optimizer are taken over.
+        **kwargs: Arguments of `LossScaleOptimizer`, such as `initial_scale`.
+
+    Returns:
+        A `LossScaleOptimizer`.
+    """
+    optimizer = keras.optimizers.get(optimizer)
+    if isinstance(optimizer, LossScaleOptimizer):
+        return optimizer
+    if not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        return LossScaleOptimizer(optimizer, **kwargs)
+    wrapped = LossScaleOptimizer(
+        optimizer.inner_optimizer,
+        **{
+            "initial_scale": optimizer.initial_scale,
+            "dynamic_growth_steps": optimizer.dynamic_growth_steps,
+        }
+        | kwargs,
+    )
+    if optimizer.built:
+        wrapped.build(optimizer.inner_optimizer._trainable_variables)
+        wrapped.dynamic_scale.assign(optimizer.dynamic_scale)
+    return wrapped
+
+
+def inner(optimizer):
+    """The optimizer that updates the weights: without its loss scaling, if it has any."""
+    return getattr(optimizer, "inner_optimizer", optimizer)
+
+
+def scale(optimizer):
+    """The factor on the loss now: a scalar float32 tensor, or 1.0 where there is none."""
+    if not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        return 1.0
+    return optimizer.dynamic_scale.value if optimizer.built else optimizer.initial_scale
+
+
+def skipped_steps(optimizer):
+    """Steps that the loss scale skipped: a scalar int64 tensor, or 0 where it doesn't count."""
+    counted = isinstance(optimizer, LossScaleOptimizer) and optimizer.built
+    return tf.convert_to_tensor(optimizer.skipped_steps) if counted else 0
+
+
+def steps(optimizer):
+    """Steps so far, applied, accumulated or skipped: a scalar int64 tensor.
+
+    `Optimizer.iterations` would not do: it counts one for several accumulated steps, and none
+    for a skipped one.
+    """
+    applied = inner(optimizer).variables[0]
+    return tf.convert_to_tensor(applied) + skipped_steps(optimizer)

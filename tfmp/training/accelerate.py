@@ -1,0 +1,329 @@
+"""One step builder: XLA in every replica, and a bad step that changes nothing anywhere.
+
+One replica: the whole step is one XLA program, as with Keras' `jit_compile=True`; then what a
+skipped step has changed is put back.
+
+Several replicas: each runs forward and backward pass as one XLA program. Gradients and changes of
+statistics, weighted by the replica's share of the batch, are summed over the replicas as one
+vector. A second XLA program on each replica applies the sums to its copies of the variables: the
+same numbers on all, so the same verdict and the same weights.
+"""
+
+import contextlib
+import re
+
+import keras
+import tensorflow as tf
+
+from tfmp import distribution, loss_scale, policies
+from tfmp.errors import TfmpError, UserError
+from tfmp.training.replica import ReplicaSteps
+
+
+def accelerate(model, *, jit_compile=True, microbatches=1):
+    """Makes `model.fit` run each replica's step as XLA programs, and skip bad steps whole.
+
+    Works without a strategy and under OneDeviceStrategy and MirroredStrategy, with all that Keras'
+    `fit` takes. What it adds to Keras:
+
+    - XLA under a strategy of several replicas.
+    - With a `tfmp.LossScaleOptimizer` a step that overflows on any replica leaves weights, slots,
+      BatchNorm statistics, seeds and metrics of every replica as they were. An optimizer without
+      loss scaling gets one if some layer computes in float16.
+    - Under several replicas: gradients are those of the whole batch also where it does not
+      divide evenly; each replica draws its own dropout masks; the moving statistics of
+      BatchNorm are averaged and stay equal; `steps_per_execution` and Keras'
+      `gradient_accumulation_steps` work.
+
+    A model with a `train_step` of its own is run as it is. With several replicas or microbatches
+    that step has to apply gradients once, by `self.optimizer`, and what it reads of the weights
+    after that is old. BatchNormalization with `synchronized=True` keeps forward and backward
+    pass of several replicas out of XLA (see `uses_xla`).
+
+    Args:
+        model: Keras model, compiled before its next `fit`. Changed in place. Under a strategy:
+            made, and compiled, in its scope.
+        jit_compile: Whether XLA compiles the steps.
+        microbatches: Parts in which each replica computes its batch, one after the other, to
+            save memory; their gradients make one update. Each replica's batch has to divide by
+            it. Logs then hold metrics only.
+
+    Returns:
+        The model.
+
+    Raises:
+        UserError: In `fit`, also a `ValueError`: a layer or a `train_step` that XLA refuses, a
+            model made outside of its strategy's scope, a batch that doesn't divide.
+    """
+    engine = _Engine(model, jit_compile, microbatches)
+    model._maybe_symbolic_build = engine.build
+    model.make_train_function = engine.make_train_function
+    model.make_test_function = engine.make_test_function
+    model.train_function = model.test_function = None
+    return model
+
+
+def uses_xla(model):
+    """Whether `accelerate` can compile the model's forward and backward pass with XLA.
+
+    Args:
+        model: A Keras model, made in the scope of its strategy.
+    """
+    replicas = model.distribute_strategy.num_replicas_in_sync
+    return replicas == 1 or not distribution.has_synchronized_batch_norm(model)
+
+
+class _Engine:
+    """Builds the functions that Keras' `fit` and `evaluate` call."""
+
+    def __init__(self, model, jit_compile, microbatches):
+        self.model = model
+        self.jit_compile = jit_compile
+        self.steps = ReplicaSteps(model, microbatches)
+        self.own_train_step = type(model).train_step is not keras.Model.train_step
+
+    # --- what Keras calls
+
+    def make_train_function(self, force=False):
+        """Keras' hook: sets and returns the model's `train_function`."""
+        if self.model.train_function is None or force:
+            self._check()
+            self._scale_loss()
+            self.model.train_function = self._of_iterator(self._train_step())
+        return self.model.train_function
+
+    def make_test_function(self, force=False):
+        """Keras' hook: sets and returns the model's `test_function`."""
+        if self.model.test_function is None or force:
+            self._check()
+            functions = [self.steps.evaluation(i) for i in range(self.steps.replicas)]
+            step = self._on_each_replica([self._compiled(f) for f in functions])
+            self.model.test_function = self._of_iterator(step)
+        return self.model.test_function
+
+    def _scale_loss(self):
+        """Gives the optimizer of `compile` the loss scaling that it needs."""
+        optimizer = self.model.optimizer
+        keras_own = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+        if optimizer is not None and (keras_own or policies.uses_float16(self.model)):
+            with self.model.distribute_strategy.scope():
+                self.model.optimizer = loss_scale.wrap(optimizer)
+
+    def _check(self):
+        refused = [x for x in self.model._flatten_layers() if not x.supports_jit]
+        if self.jit_compile and refused:
+            names = ", ".join(f"{x.name} ({type(x).__name__})" for x in refused)
+            raise UserError(
+                f"Expected layers that XLA can compile. Received: {names}. Move them into the "
+                "input pipeline, or take accelerate(model, jit_compile=False)."
+            )
+        if self.steps.microbatches > 1 and not uses_xla(self.model):
+            raise UserError(
+                "Expected microbatches=1 with synchronized BatchNormalization on several "
+                f"replicas. Received: {self.steps.microbatches}."
+            )
+
+    # --- functions of an iterator
+
+    def _of_iterator(self, step):
+        """A function as Keras makes it: of an iterator, `steps_per_execution` steps a call."""
+        per_execution = self.model.steps_per_execution
+
+        def one_step(data):
+            return step(keras.tree.map_structure(_without_optionals, data))
+
+        if not self.model.run_eagerly:
+            one_step = tf.function(one_step, reduce_retracing=True, autograph=False)
+
+        # Counts in the graph the steps that ran before the data ended. (A loop over
+        # `get_next_as_optional`, as in Keras, fails for distributed iterators.)
+        with tf.init_scope(), tf.device("/CPU:0"):
+            done = tf.Variable(0, dtype=tf.int64, trainable=False)
+
+        def execution(iterator):
+            done.assign(0)
+            logs = one_step(iterator.get_next())
+            done.assign_add(1)
+            if per_execution == 1:
+                return logs
+
+            def another(index, _):
+                logs = one_step(iterator.get_next())
+                done.assign_add(1)
+                return index + 1, logs
+
+            return tf.while_loop(
+                lambda index, _: index < per_execution, another, (1, logs), parallel_iterations=1
+            )[1]
+
+        if not self.model.run_eagerly:
+            execution = tf.function(execution, reduce_retracing=True, autograph=False)
+
+        def function(iterator):
+            with self._naming_errors():
+                if isinstance(iterator, (tf.data.Iterator, tf.distribute.DistributedIterator)):
+                    try:
+                        return execution(iterator)
+                    except tf.errors.OutOfRangeError:
+                        if not int(done):
+                            raise
+                        return self.model.get_metrics_result()  # an execution cut short
+                logs = None
+                for _, data in zip(range(per_execution), iterator, strict=False):
+                    logs = one_step(data)
+                return logs
+
+        return function
+
+    def build(self, iterator=None, data_batch=None):
+        """Keras' hook: makes the variables that the first step would make.
+
+        Keras' own takes a batch of the data for it, and fails where replicas get unequal parts.
+        """
+        model, strategy = self.model, self.model.distribute_strategy
+        for variable in model.variables:
+            distribution.copies(strategy, variable)
+        if iterator is not None:
+            data_batch = iterator._distributed_dataset.element_spec
+        batch = keras.tree.map_structure(_spec, data_batch)
+        with strategy.scope(), self._naming_errors():
+            if not self.own_train_step:
+                with contextlib.suppress(RuntimeError):  # layers are built in `train_step` only
+                    model._symbolic_build(data_batch=batch)
+            elif self.steps.replicas == 1 and not _is_built(model):
+                tf.function(model.train_step, autograph=False).get_concrete_function(batch)
+            elif not _is_built(model):
+                model._symbolic_build(data_batch=batch)
+
+    # --- steps of a global batch
+
+    def _train_step(self):
+        steps = self.steps
+        if steps.replicas == steps.microbatches == 1:
+            return self._on_each_replica([self._compiled(steps.whole)])
+        indices = range(steps.replicas)
+        native = not uses_xla(self.model)
+        forward = [steps.forward_backward(index, native) for index in indices]
+        commit = [steps.commit(index) for index in indices]
+        if steps.replicas == 1:
+            whole = self._compiled(lambda data, share: commit[0](*forward[0](data, share)))
+            return self._on_each_replica([whole])
+        if not native:
+            forward = [self._compiled(function) for function in forward]
+        commit = [self._compiled(function) for function in commit]
+
+        def replica_step(index):
+            def step(data, share):
+                vector, kept, logs = forward[index](data, share)
+                context = tf.distribute.get_replica_context()
+                vector = context.all_reduce(tf.distribute.ReduceOp.SUM, vector)
+                return commit[index](vector, kept, logs)
+
+            return step
+
+        return self._on_each_replica([replica_step(index) for index in indices])
+
+    def _compiled(self, function):
+        if self.model.run_eagerly:
+            return function
+        return tf.function(
+            function, jit_compile=self.jit_compile, reduce_retracing=True, autograph=False
+        )
+
+    def _on_each_replica(self, functions):
+        """A function of a global batch, from one of (data, share of the batch) a replica."""
+        strategy = self.model.distribute_strategy
+        devices = distribution.devices(strategy)
+
+        def alone(data):
+            with tf.device(devices[0]) if devices[0] else contextlib.nullcontext():
+                return functions[0](_local(strategy, data, 0), 1.0)
+
+        def together(data):
+            sizes = [_batch_size(_local(strategy, data, i)) for i in range(len(devices))]
+            total = tf.cast(tf.add_n(sizes), tf.float32)
+
+            def on_replica(data):
+                share = tf.cast(_batch_size(data), tf.float32) / total
+                return functions[distribution.replica_index()](data, share)
+
+            logs = strategy.run(on_replica, args=(data,))
+            return keras.tree.map_structure(
+                lambda x: tf.reduce_mean(tf.stack(strategy.experimental_local_results(x)), 0),
+                logs,
+            )
+
+        return alone if len(devices) == 1 else together
+
+    @contextlib.contextmanager
+    def _naming_errors(self):
+        """Turns what XLA and tracing say into errors that name the layer and the way out."""
+        name = f"{type(self.model).__name__}.train_step"
+        try:
+            yield
+        except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError) as error:
+            refused = re.search(
+                r"unsupported operations.*?: (\w+) .*?\{\{node ([^}]*)\}\}", str(error)
+            )
+            if "split_into_microbatches" in str(error):
+                raise self._uneven() from error
+            if not refused:
+                raise
+            operation, node = refused.groups()
+            layers = {x.name: x for x in self.model._flatten_layers(include_self=False)}
+            parts = [re.sub(r"_\d+$", "", part) for part in node.split("/")]
+            found = [layers[x] for x in [*node.split("/"), *parts] if x in layers]
+            where = f"layer {found[-1].name} ({type(found[-1]).__name__})" if found else name
+            raise UserError(
+                f"XLA can't compile {operation} in {where}, {node}. Move it into the input "
+                "pipeline, or take accelerate(model, jit_compile=False)."
+            ) from error
+        except (TfmpError, tf.errors.OpError):
+            raise
+        except ValueError as error:
+            if "split_into_microbatches" in str(error):
+                raise self._uneven() from error
+            raise
+        except (AttributeError, NotImplementedError, TypeError) as error:
+            if not self.own_train_step:
+                raise
+            raise UserError(
+                f"{name} can't be compiled: {error}. It is traced once, into a graph: use "
+                "TensorFlow's or Keras' operations on its tensors, without .numpy(), float() or "
+                "Python's if."
+            ) from error
+
+    def _uneven(self):
+        return UserError(
+            f"Expected batches that divide by {self.steps.microbatches} microbatches on each of "
+            f"{self.steps.replicas} replicas. Received one that does not; for a last, smaller "
+            "batch: dataset.batch(size, drop_remainder=True)."
+        )
+
+
+def _is_built(model):
+    parts = [model._compile_metrics, model._compile_loss, *loss_scale.optimizers_of(model)]
+    return all(part is None or part.built for part in parts)
+
+
+def _spec(x):
+    """A replica's part of a batch, as a spec."""
+    x = _without_optionals(x)
+    if x is None or isinstance(x, (tf.experimental.Optional, tf.OptionalSpec)):
+        return None
+    if hasattr(x, "_value_specs"):  # of several replicas
+        x = x._value_specs[0]
+    return x if isinstance(x, tf.TypeSpec) else tf.TensorSpec(x.shape, x.dtype)
+
+
+def _without_optionals(x):
+    """Keras puts an optional in the place of what a dataset doesn't have."""
+    return None if isinstance(x, tf.experimental.Optional) else x
+
+
+def _local(strategy, data, index):
+    return keras.tree.map_structure(lambda x: strategy.experimental_local_results(x)[index], data)
+
+
+def _batch_size(data):
+    return tf.shape(next(x for x in keras.tree.flatten(data) if x is not None))[0]

@@ -1,0 +1,118 @@
+"""`load`: a model with its training state, in a fresh process."""
+
+import json
+import pathlib
+import warnings
+import zipfile
+
+import h5py
+import keras
+import tensorflow as tf
+
+from tfmp import loss_scale
+from tfmp.errors import UserError
+from tfmp.training import files, optimizers
+
+DESCRIPTION = "model.json"
+
+
+def load(path):
+    """Loads a model with precision, optimizer state, loss scale and counters, to train on.
+
+    Keras' own `load_model` drops the loss scale of a mixed model, and skips its optimizer's state
+    with a warning.
+
+    Args:
+        path: A `.keras` file of a compiled model, also one saved with Keras' own loss scaling; or
+            the folder of a run, finished or not, whose last checkpoint is taken. (A run's own
+            `model.keras` holds no training state.) Under a strategy: call it in the scope.
+
+    Returns:
+        A Keras model, compiled unless the file's was not. A run's is compiled for integer labels,
+        without what the run's step did to images and labels. Its precision is `dtype_policy`,
+        its optimizer `optimizer`.
+
+    Raises:
+        UserError: There is no such file or run, or the state is of another model.
+    """
+    path = pathlib.Path(path).expanduser()
+    if path.is_dir():
+        return _load_run(path)
+    if path.suffix != ".keras" or not zipfile.is_zipfile(path):
+        raise UserError(f"Expected a .keras file or the folder of a run. Received: {path}.")
+    return _load_file(path)
+
+
+def describe(model, optimizer, folder):
+    """Writes what `load` needs beside the checkpoints of a run.
+
+    Args:
+        model: Built Keras model.
+        optimizer: Its Keras optimizer.
+        folder: Path of the run's folder.
+    """
+    parts = {"model": model, "optimizer": optimizer}
+    described = {k: keras.saving.serialize_keras_object(part) for k, part in parts.items()}
+    files.write_json(folder / DESCRIPTION, described)
+
+
+def _load_run(folder):
+    latest = tf.train.latest_checkpoint(folder / "checkpoints")
+    if latest is None or not (folder / DESCRIPTION).exists():
+        raise UserError(
+            f"Expected the folder of a run, with {DESCRIPTION} and a checkpoint. Received: "
+            f"{folder}."
+        )
+    described = json.loads((folder / DESCRIPTION).read_text())
+    model = keras.saving.deserialize_keras_object(described["model"])
+    optimizer = keras.saving.deserialize_keras_object(described["optimizer"])
+    optimizers.exclude_from_weight_decay(loss_scale.inner(optimizer), model)
+    model.compile(
+        optimizer=optimizer,
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+        auto_scale_loss=False,
+    )
+    optimizer.build(model.trainable_variables)
+    state = tf.train.Checkpoint(
+        model=[v.value for v in model.variables],
+        optimizer=[v.value for v in optimizer.variables],
+    )
+    try:
+        state.restore(latest).assert_existing_objects_matched().expect_partial()
+    except (tf.errors.OpError, ValueError, AssertionError) as error:
+        raise UserError(
+            f"Can't restore {latest}: it is damaged or of another model ({error})."
+        ) from error
+    return model
+
+
+def _load_file(file):
+    model = keras.saving.load_model(file, compile=False)
+    with zipfile.ZipFile(file) as archive:
+        settings = json.loads(archive.read("config.json")).get("compile_config")
+        if not settings:
+            return model
+        loss_scale.compile(model, **keras.saving.deserialize_keras_object(settings))
+        with archive.open("model.weights.h5") as weights, h5py.File(weights, "r") as store:
+            _restore(model, store, file)
+    return model
+
+
+def _restore(model, store, file):
+    """Restores the optimizer's state from a file's weights."""
+    optimizer = model.optimizer
+    optimizer.build(model.trainable_variables)
+    saved = store.get("optimizer/vars", {})
+    inner = loss_scale.inner(optimizer)
+    if not len(saved):
+        return  # saved before the first step
+    if len(saved) == len(inner.variables):
+        inner.load_own_variables(saved)
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            optimizer.load_own_variables(saved)
+        except UserWarning as warning:  # Keras skips a state of another size
+            raise UserError(f"Can't restore the optimizer's state in {file}: {warning}") from None

@@ -1,0 +1,315 @@
+"""What one replica runs: functions to be traced, each around the model's own `train_step`."""
+
+import contextlib
+import math
+import threading
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfmp import distribution, loss_scale
+from tfmp.errors import UserError
+
+# Odd and large, so that the seeds of two replicas stay apart.
+SEED_STRIDE = 0x9E3779B9
+
+
+class ReplicaSteps:
+    """Builds the functions that run on a replica, seeing its copies of the variables only.
+
+    Args:
+        model: A compiled Keras model.
+        microbatches: Parts in which a replica computes its batch.
+    """
+
+    def __init__(self, model, microbatches=1):
+        self.model = model
+        self.microbatches = microbatches
+        self._variables = []  # of the recorded gradients, in their order
+        self._has_gradient = []
+
+    @property
+    def replicas(self):
+        """Number of replicas of this process."""
+        return len(distribution.devices(self.model.distribute_strategy))
+
+    def evaluation(self, index):
+        """A function of (data, share of the global batch): `test_step` -> logs."""
+
+        def evaluation(data, share):
+            with self._on(index):
+                metrics = self._metric_variables()
+                before = _values(metrics)
+                logs = self.model.test_step(data)
+                if self.replicas == 1:
+                    return logs
+                # Of the last examples a replica may get none.
+                _assign(metrics, _select(share > 0, _values(metrics), before))
+                return self._with_metrics(logs)
+
+        return evaluation
+
+    def whole(self, data, share):
+        """The step of an only replica: the model's own, and the way back from a skipped one."""
+        with self._on(0):
+            state = self._statistics() + self._metric_variables()
+            before, skipped = _values(state), self._skipped_steps()
+            _, logs = self._watched_step(data)
+            if skipped is not None:
+                good = tf.equal(skipped, self._skipped_steps())
+                _assign(state, _select(good, _values(state), before))
+            return self._with_metrics(logs)
+
+    def forward_backward(self, index, native=False):
+        """A function of (data, share) that changes nothing for good.
+
+        It returns a vector to be summed over the replicas (gradients of the scaled loss and
+        changes of statistics, weighted by the share), values that this replica is to keep, and
+        the logs.
+
+        Args:
+            index: Position of the replica.
+            native: Run in the strategy's own replica context, where layers can talk to the other
+                replicas.
+        """
+
+        def forward_backward(data, share):
+            with contextlib.nullcontext() if native else self._on(index):
+                statistics, metrics = self._statistics(), self._metric_variables()
+                before, metrics_before = _values(statistics), _values(metrics)
+                seeds = [v for v in statistics if v.name == "seed_generator_state"]
+                _shift(seeds, index)
+                # Inside a strategy Keras divides the loss by the number of replicas.
+                weight = share * self.replicas if native else share
+                gradients, logs = self._gradients(data, weight)
+                _shift(seeds, -index)
+                after = _values(statistics)
+                changes = [
+                    (new - old) * tf.cast(share, old.dtype)
+                    for old, new in zip(before, after, strict=True)
+                    if old.dtype.is_floating
+                ]
+                vector = tf.concat([gradients, *self._flat(changes)], 0)
+                kept = [x for x in after if not x.dtype.is_floating]
+                kept += _select(share > 0, _values(metrics), metrics_before)
+                _assign(statistics + metrics, before + metrics_before)
+                return tf.where(share > 0, vector, tf.zeros_like(vector)), kept, logs
+
+        return forward_backward
+
+    def commit(self, index):
+        """A function of what `forward_backward` returns, its vector summed: makes the update."""
+
+        def commit(vector, kept, logs):
+            with self._on(index):
+                statistics, metrics = self._statistics(), self._metric_variables()
+                floating = [v for v in statistics if tf.as_dtype(v.dtype).is_floating]
+                rest = [v for v in statistics if not tf.as_dtype(v.dtype).is_floating]
+                sums = _unflatten(vector, self._variables + floating)
+                count = len(self._variables)
+                gradients = [
+                    g if has else None
+                    for g, has in zip(sums[:count], self._has_gradient, strict=True)
+                ]
+                skipped = self._skipped_steps()
+                self.model.optimizer.apply(gradients, self._variables)
+                state = floating + rest + metrics
+                before = _values(state)
+                after = [a + b for a, b in zip(before, sums[count:], strict=False)] + kept
+                if skipped is not None:
+                    after = _select(tf.equal(skipped, self._skipped_steps()), after, before)
+                _assign(state, after)
+                return self._with_metrics(logs)
+
+        return commit
+
+    # --- gradients
+
+    def _watched_step(self, data, weight=None):
+        """Runs `train_step`; with a weight it records gradients instead of applying them."""
+        with contextlib.ExitStack() as stack:
+            optimizers = loss_scale.optimizers_of(self.model)
+            watches = [stack.enter_context(_Watch(x, weight)) for x in optimizers]
+            logs = self.model.train_step(data)
+        for watch in watches:
+            watch.check(self.model)
+        return watches, logs
+
+    def _gradients(self, data, weight):
+        """Flat gradients of the scaled loss times `weight`, and the logs."""
+        if self.microbatches == 1:
+            return self._recorded_step(data, weight)
+        parts = keras.tree.map_structure(self._split, data)
+        weight = weight / self.microbatches
+
+        def add(index, total):
+            part = keras.tree.map_structure(lambda x: x if x is None else x[index], parts)
+            return index + 1, total + self._recorded_step(part, weight)[0]
+
+        size = sum(math.prod(v.shape) for v in self.model.trainable_variables)
+        _, total = tf.while_loop(
+            lambda index, _: index < self.microbatches,
+            add,
+            (0, tf.zeros([size], self._dtype())),
+            maximum_iterations=self.microbatches,
+            parallel_iterations=1,
+        )
+        return total, {}
+
+    def _split(self, x):
+        if x is None:
+            return x
+        with tf.name_scope("split_into_microbatches"):
+            x = tf.convert_to_tensor(x)
+            size = tf.shape(x)[0] // self.microbatches
+            static = x.shape[0] and x.shape[0] // self.microbatches
+            parts = tf.reshape(x, [self.microbatches, size, *x.shape[1:]])
+            return tf.ensure_shape(parts, [self.microbatches, static, *x.shape[1:]])
+
+    def _recorded_step(self, data, weight):
+        watches, logs = self._watched_step(data, weight)
+        (watch, *_), model = watches, self.model
+        times = sum(len(x.applied) for x in watches)
+        if times != 1 or not watch.applied:
+            raise UserError(
+                "Expected a train_step that applies gradients once, by self.optimizer: all that "
+                "accelerate can run with several replicas or microbatches. "
+                f"{type(model).__name__}.train_step does so {times} times. Train it on one "
+                "replica with microbatches=1."
+            )
+        ((gradients, self._variables),) = watch.applied
+        self._has_gradient = [g is not None for g in gradients]
+        if not all(self._has_gradient) and not any(self._has_gradient):
+            raise UserError("No gradients: no trainable weight has a part in the loss.")
+        dense = [
+            tf.zeros(v.shape, v.dtype) if g is None else tf.convert_to_tensor(g)
+            for g, v in zip(gradients, self._variables, strict=True)
+        ]
+        vector = tf.concat(self._flat(dense), 0)
+        return vector if watch.scaled else vector * tf.cast(weight, vector.dtype), logs
+
+    def _flat(self, tensors):
+        return [tf.reshape(tf.cast(x, self._dtype()), [-1]) for x in tensors]
+
+    def _dtype(self):
+        """Type of the vector that is summed over the replicas."""
+        wide = any(v.dtype == "float64" for v in self.model.variables)
+        return tf.float64 if wide else tf.float32
+
+    # --- state
+
+    def _on(self, index):
+        """The context of a replica, for all variables and optimizers of the model."""
+        optimizers = loss_scale.optimizers_of(self.model)
+        optimizers += [x.inner_optimizer for x in optimizers if loss_scale.inner(x) is not x]
+        variables = [*self.model.variables, *self._metric_variables()]
+        variables += [v for x in optimizers for v in x.variables]
+        unique = {id(v): v for v in variables}.values()
+        return distribution.on_replica(self.model.distribute_strategy, index, unique, optimizers)
+
+    def _skipped_steps(self):
+        """Steps skipped so far by any optimizer; None where none of them skips."""
+        optimizers = loss_scale.optimizers_of(self.model)
+        scaled = [x for x in optimizers if isinstance(x, loss_scale.LossScaleOptimizer)]
+        return tf.add_n([loss_scale.skipped_steps(x) for x in scaled]) if scaled else None
+
+    def _statistics(self):
+        """What a forward pass changes, BatchNorm's statistics and seeds, without frozen weights."""
+        frozen = {id(v) for x in self.model._flatten_layers() for v in x._trainable_variables}
+        return [v for v in self.model.non_trainable_variables if id(v) not in frozen]
+
+    def _metric_variables(self):
+        return [v for metric in self.model.metrics for v in metric.variables]
+
+    def _with_metrics(self, logs):
+        """The logs, with the metrics as they are after a step was undone."""
+        results = self.model.get_metrics_result()
+        return {**logs, **results} if not logs or set(results) <= set(logs) else logs
+
+
+# The watches in force, by optimizer and thread: native replicas run in threads that take turns.
+_watching: dict[tuple[int, int], "_Watch"] = {}
+
+
+class _Watch:
+    """Sees what a `train_step` asks of an optimizer; given a weight, records its gradients.
+
+    Args:
+        optimizer: A Keras optimizer.
+        weight: Factor on the loss beside the scale; None: gradients are applied as ever.
+    """
+
+    def __init__(self, optimizer, weight=None):
+        self.optimizer = optimizer
+        self.weight = weight
+        self.scaled = False
+        self.applied = []
+
+    def __enter__(self):
+        _watching[self._key()] = self
+        vars(self.optimizer).update(
+            apply=lambda *args: _watching[self._key()].apply(*args),
+            scale_loss=lambda loss: _watching[self._key()].scale_loss(loss),
+        )
+        return self
+
+    def __exit__(self, *error):
+        del _watching[self._key()]
+        if not any(key[0] == id(self.optimizer) for key in _watching):
+            del vars(self.optimizer)["apply"], vars(self.optimizer)["scale_loss"]
+
+    def _key(self):
+        return id(self.optimizer), threading.get_ident()
+
+    def scale_loss(self, loss):
+        """Scales the loss, with the weight."""
+        self.scaled = True
+        if self.weight is not None:
+            loss = loss * tf.cast(self.weight, loss.dtype)
+        return type(self.optimizer).scale_loss(self.optimizer, loss)
+
+    def apply(self, grads, trainable_variables=None):
+        """Applies the gradients or, given a weight, records them."""
+        variables = trainable_variables or self.optimizer._trainable_variables
+        self.applied.append((list(grads), list(variables)))
+        if self.weight is None:
+            type(self.optimizer).apply(self.optimizer, grads, trainable_variables)
+
+    def check(self, model):
+        """Raises an error if gradients of a loss that was not scaled would be unscaled."""
+        if self.applied and not self.scaled and loss_scale.is_dynamic(self.optimizer):
+            raise UserError(
+                f"Expected {type(model).__name__}.train_step to scale the loss before "
+                "tape.gradient: loss = self.optimizer.scale_loss(loss). Received gradients of a "
+                "loss that was not scaled, which the optimizer would divide by the loss scale."
+            )
+
+
+def _values(variables):
+    return [tf.convert_to_tensor(v.value) for v in variables]
+
+
+def _assign(variables, values):
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
+
+
+def _select(condition, ifs, elses):
+    return [tf.where(condition, a, b) for a, b in zip(ifs, elses, strict=True)]
+
+
+def _shift(seeds, index):
+    """Moves the seeds to those of a replica, or back."""
+    for seed in seeds if index else ():
+        offset = tf.constant(np.array([index * SEED_STRIDE, 0]), tf.int64)
+        seed.assign(seed.value + tf.cast(offset, seed.value.dtype))
+
+
+def _unflatten(vector, variables):
+    sizes = [math.prod(v.shape) for v in variables]
+    parts = tf.split(vector, sizes)
+    return [
+        tf.cast(tf.reshape(part, v.shape), v.dtype)
+        for part, v in zip(parts, variables, strict=True)
+    ]
