@@ -1,18 +1,31 @@
 """What the README shows is run as it stands there."""
 
+import os
 import pathlib
 import re
+import subprocess
+import sys
 
 import keras
 import numpy as np
+import pytest
 
-README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
+ROOT = pathlib.Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+TWO_CPUS = """import tensorflow as tf
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
+tf.distribute.MirroredStrategy = (
+    lambda make=tf.distribute.MirroredStrategy: make(["CPU:0", "CPU:1"])
+)
+"""
 
 
-def test_the_python_example():
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+def test_the_example_of_policies():
     names: dict = {}
-    exec(code, names)
+    exec(EXAMPLES[0], names)
     model = names["model"]
     assert keras.config.dtype_policy().name == "float32"
     assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
@@ -22,7 +35,28 @@ def test_the_python_example():
     assert out.dtype == np.float32
 
 
+@pytest.mark.parametrize(
+    ("example", "check"),
+    [
+        (1, "assert int(model.optimizer.iterations.numpy()) == 8"),
+        (2, "assert int(optimizer.iterations.numpy()) == 4"),
+    ],
+)
+def test_the_examples_of_loss_scaling_run_on_two_replicas(example, check, tmp_path):
+    assert len(EXAMPLES) == 3
+    scaled = "assert strategy.num_replicas_in_sync == 2"
+    (tmp_path / "example.py").write_text("\n".join([TWO_CPUS, EXAMPLES[example], scaled, check]))
+    ended = subprocess.run(
+        [sys.executable, "-W", "ignore", "example.py"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
+
+
 def test_the_commands_name_what_exists():
-    root = pathlib.Path(__file__).parents[1]
     for file in re.findall(r"recipes/[\w/]+\.(?:flags|md)", README):
-        assert (root / file).exists(), file
+        assert (ROOT / file).exists(), file
