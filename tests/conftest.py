@@ -1,5 +1,6 @@
 """Two logical CPUs, exact float32, and Keras' global state restored after each test."""
 
+import gc
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -21,3 +22,6 @@ def global_state():
     policy = keras.config.dtype_policy()
     yield
     keras.config.set_dtype_policy(policy)
+    # Else the collector goes through TensorFlow's old graphs again and again, for 15 s at times.
+    gc.collect()
+    gc.freeze()

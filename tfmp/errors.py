@@ -15,6 +15,8 @@ class UserError(TfmpError, ValueError):
     """Something the user can mend: a flag, a file, a data set."""
 
     exit_status = 2
+    # AutoGraph makes errors of a `tf.function` anew: in their own class only with this.
+    __init__ = Exception.__init__
 
 
 class OutOfMemoryError(UserError):

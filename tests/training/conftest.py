@@ -3,7 +3,7 @@
 import keras
 import pytest
 
-from tfmp import data, loss_scale, policies
+from tfmp import data, policies
 from tfmp.training import Classifier, TrainingConfig, compile_classifier, optimizers
 
 
@@ -45,14 +45,12 @@ def make_classifier():
             model = build_tiny_model()
         function = data.augment.AUGMENTATIONS.get(augmentation, augmentation)
         classifier = Classifier(model, function, seed=config.seed, **kwargs)
-        optimizer = optimizers.build(config, model, steps_per_epoch)
-        if policies.uses_float16(model):
-            optimizer = loss_scale.wrap(optimizer, config.initial_scale)
         compile_classifier(
             classifier,
-            optimizer,
+            optimizers.build(config, model, steps_per_epoch),
             jit_compile=config.jit_compile == "true",
             steps_per_execution=config.steps_per_execution,
+            microbatches=config.gradient_accumulation_steps,
         )
         return classifier
 

@@ -1,8 +1,10 @@
 """Learning rates by hand, weight decay where it belongs."""
 
+import keras
 import numpy as np
 import pytest
 
+from tfmp import loss_scale, policies
 from tfmp.training import TrainingConfig, optimizers
 
 
@@ -22,13 +24,13 @@ def test_without_warm_up_it_starts_at_the_peak():
     assert float(optimizers.learning_rate(config, 10)(0)) == pytest.approx(0.1)
 
 
-def test_accumulated_steps_count_as_images():
-    one = TrainingConfig(batch_size=64, gradient_accumulation_steps=2)
-    two = TrainingConfig(batch_size=128)
-    step = 150
-    assert float(optimizers.learning_rate(one, 20)(step)) == pytest.approx(
-        float(optimizers.learning_rate(two, 20)(step))
-    )
+def test_the_learning_rate_follows_the_batch_and_not_its_parts():
+    parts = TrainingConfig(batch_size=64, gradient_accumulation_steps=2)
+    rates = [
+        float(optimizers.learning_rate(config, 20)(150))
+        for config in (parts, TrainingConfig(batch_size=64), TrainingConfig(batch_size=128))
+    ]
+    assert rates[0] == rates[1] == pytest.approx(rates[2] / 2)
 
 
 @pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
@@ -46,14 +48,21 @@ def test_weight_decay_spares_biases_and_normalization(name, tiny_model):
         assert decayed == (variable.name == "kernel"), variable.path
 
 
-def test_two_accumulated_steps_make_one_update(tiny_model):
-    model = tiny_model
-    config = TrainingConfig(gradient_accumulation_steps=2, warmup_epochs=0, weight_decay=0.0)
-    optimizer = optimizers.build(config, model, steps_per_epoch=10)
-    kernel = model.trainable_variables[0]
-    before = kernel.numpy()
-    gradients = [np.ones(v.shape, "float32") for v in model.trainable_variables]
+@pytest.mark.parametrize(
+    ("policy", "dynamic", "first"),
+    [("float32", False, 1.0), ("mixed_bfloat16", False, 1.0), ("mixed_float16", True, 64.0)],
+)
+def test_only_float16_gets_a_dynamic_scale_but_every_policy_skips(policy, dynamic, first):
+    with policies.scope(policy):
+        model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    optimizer = optimizers.build(TrainingConfig(initial_scale=64.0, warmup_epochs=0), model, 10)
+    assert isinstance(optimizer, loss_scale.LossScaleOptimizer)
+    assert loss_scale.is_dynamic(optimizer) == dynamic
+    assert loss_scale.scale(optimizer) == first
+    before = [v.numpy() for v in model.trainable_variables]
+    gradients = [np.full(v.shape, np.inf, "float32") for v in model.trainable_variables]
     optimizer.apply(gradients, model.trainable_variables)
-    np.testing.assert_array_equal(kernel.numpy(), before)
-    optimizer.apply(gradients, model.trainable_variables)
-    assert (kernel.numpy() < before).all()
+    for old, variable in zip(before, model.trainable_variables, strict=True):
+        np.testing.assert_array_equal(old, variable.numpy())
+    assert optimizer.skipped_steps.numpy() == 1
+    assert float(loss_scale.scale(optimizer)) == (first / 2 if dynamic else first)

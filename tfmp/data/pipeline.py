@@ -207,9 +207,16 @@ def hold_out(labels: np.ndarray, keys: np.ndarray, fraction: float) -> tuple:
 def to_device(dataset: tf.data.Dataset) -> tf.data.Dataset:
     """Copies batches ahead to the GPU where there is exactly one and no strategy is in scope.
 
-    It has to be the last transformation. Elsewhere the dataset comes back as it is: a
-    `tf.distribute` strategy places the batches itself.
+    It has to be the last transformation. A `tf.distribute` strategy places the batches itself.
+    Integers of 32 bits become int64: TensorFlow keeps int32 on the host, and a GPU would wait
+    for them in every step.
     """
+
+    def widened(*batch):
+        return tuple(tf.cast(x, tf.int64) if x.dtype == tf.int32 else x for x in batch)
+
+    dataset = dataset.map(widened, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    dataset = dataset.prefetch(tf.data.AUTOTUNE)
     if tf.distribute.has_strategy() or len(tf.config.list_logical_devices("GPU")) != 1:
         return dataset
     return dataset.apply(tf.data.experimental.prefetch_to_device("/GPU:0", buffer_size=2))

@@ -31,8 +31,6 @@ class LossScaleGuard(keras.callbacks.Callback):
         self.max_consecutive_skips = max_consecutive_skips
         self._calls = 0
 
-    # Not in `on_train_batch_end`: any callback that has it makes Keras wait for the device at
-    # every step.
     def on_train_batch_begin(self, batch, logs=None):
         """Looks now and then."""
         self._calls += 1

@@ -21,7 +21,7 @@ def compile(model, optimizer="rmsprop", **kwargs):
     Returns:
         The model.
     """
-    if policies.uses_float16(model) and kwargs.pop("auto_scale_loss", True):
+    if kwargs.pop("auto_scale_loss", True) and policies.uses_float16(model):
         optimizer = wrap(optimizer)
     model.compile(optimizer=optimizer, auto_scale_loss=False, **kwargs)
     return model

@@ -4,6 +4,7 @@ import inspect
 
 import keras
 import tensorflow as tf
+from tensorflow.python.ops import control_flow_util  # no public way to ask for XLA's context
 
 from tfmp import distribution
 from tfmp.errors import UserError
@@ -94,16 +95,26 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
             initial_scale = static_scale
             min_scale, max_scale = min(min_scale, static_scale), max(max_scale, static_scale)
         for label, value, good, expected in (
-            ("static_scale", static_scale, static_scale is None or static_scale > 0, "above 0"),
+            (
+                "static_scale",
+                static_scale,
+                static_scale is None or 0 < static_scale < 2.0**128,
+                "above 0, finite",
+            ),
             ("min_scale", min_scale, min_scale > 0, "above 0"),
-            ("max_scale", max_scale, min_scale <= max_scale < 2.0**128, "min_scale or more"),
+            (
+                "max_scale",
+                max_scale,
+                min_scale <= max_scale < 2.0**128,
+                "finite, min_scale or more",
+            ),
             (
                 "initial_scale",
                 initial_scale,
                 min_scale <= initial_scale <= max_scale,
                 f"from min_scale ({min_scale}) to max_scale ({max_scale})",
             ),
-            ("growth_factor", growth_factor, growth_factor > 1, "above 1"),
+            ("growth_factor", growth_factor, 1 < growth_factor < 2.0**128, "finite, above 1"),
             ("backoff_factor", backoff_factor, 0 < backoff_factor < 1, "between 0 and 1"),
             ("dynamic_growth_steps", dynamic_growth_steps, dynamic_growth_steps >= 1, "1 or more"),
             ("hysteresis", hysteresis, hysteresis >= 1, "1 or more"),
@@ -124,7 +135,11 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         Args:
             var_list: The trainable variables.
         """
+        inner = self.inner_optimizer
+        if inner.built:  # optimizers other than Keras' own may make their slots anew
+            inner.__dict__["build"] = lambda var_list: None
         super().build(var_list)
+        inner.__dict__.pop("build", None)
         for counter in COUNTERS:
             first = self.hysteresis if counter == "hysteresis_left" else 0
             initializer = keras.initializers.Constant(first)
@@ -151,10 +166,17 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
             trainable_variables: Variables of the gradients; by default those of `build`.
 
         Raises:
-            ValueError: It is called in a strategy's scope, but not within `strategy.run`.
+            ValueError: It is called in a strategy's scope, but not within `strategy.run`; or,
+                before `build`, in a `tf.function` on several replicas.
         """
         grads = list(grads)
         if not self.built:
+            if tf.inside_function() and tf.distribute.get_strategy().num_replicas_in_sync > 1:
+                raise UserError(
+                    "LossScaleOptimizer.apply: expected a built optimizer, since a tf.function "
+                    "can't make one's variables on several replicas. Call "
+                    "optimizer.build(model.trainable_variables) in the strategy's scope first."
+                )
             with keras.name_scope(self.name):
                 self.build(list(trainable_variables))
         variables = list(
@@ -189,9 +211,20 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
                 self._apply_summed(local, variables)
 
     def _apply_summed(self, grads, variables):
-        keras.ops.cond(
-            self.check_finite(grads), lambda: self._on_finite(grads, variables), self._on_overflow
-        )
+        finite = self.check_finite(grads)
+        if not control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()):
+            keras.ops.cond(finite, lambda: self._on_finite(grads, variables), self._on_overflow)
+            return
+        # In an XLA program on a GPU the host would wait at the condition for all that is before
+        # it, and launch nothing ahead; choosing between both outcomes costs no more than a read.
+        state = [*variables, *self.variables]
+        before = [tf.convert_to_tensor(v) for v in state]
+        self._on_finite(grads, variables)
+        applied = [tf.convert_to_tensor(v) for v in state]
+        _assign(state, before)
+        self._on_overflow()
+        skipped = [tf.convert_to_tensor(v) for v in state]
+        _assign(state, [tf.where(finite, a, b) for a, b in zip(applied, skipped, strict=True)])
 
     def _on_finite(self, grads, variables):
         scale = tf.convert_to_tensor(self.dynamic_scale)
@@ -244,6 +277,11 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         return super().get_config() | changed
 
 
+def _assign(variables, values):
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
+
+
 def is_dynamic(optimizer):
     """Whether the optimizer scales the loss by a factor that it adapts."""
     scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
@@ -289,7 +327,9 @@ def scale(optimizer):
     """The factor on the loss now: a scalar float32 tensor, or 1.0 where there is none."""
     if not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         return 1.0
-    return optimizer.dynamic_scale.value if optimizer.built else optimizer.initial_scale
+    if not optimizer.built:
+        return optimizer.initial_scale
+    return tf.convert_to_tensor(optimizer.dynamic_scale)
 
 
 def skipped_steps(optimizer):

@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from tfmp import distribution, loss_scale, policies
 from tfmp.errors import TfmpError, UserError
-from tfmp.training.replica import ReplicaSteps
+from tfmp.training.replica import EMPTY_PART, ReplicaSteps
 
 
 def accelerate(model, *, jit_compile=True, microbatches=1):
@@ -52,9 +52,12 @@ def accelerate(model, *, jit_compile=True, microbatches=1):
         The model.
 
     Raises:
-        UserError: In `fit`, also a `ValueError`: a layer or a `train_step` that XLA refuses, a
-            model made outside of its strategy's scope, a batch that doesn't divide.
+        UserError: Also a `ValueError`: `microbatches` is below 1. In `fit`: a layer or a
+            `train_step` that XLA refuses, a model made outside of its strategy's scope, a batch
+            that doesn't divide.
     """
+    if microbatches < 1:
+        raise UserError(f"Expected microbatches of 1 or more. Received: {microbatches}.")
     engine = _Engine(model, jit_compile, microbatches)
     model._maybe_symbolic_build = engine.build
     model.make_train_function = engine.make_train_function
@@ -81,6 +84,7 @@ class _Engine:
         self.jit_compile = jit_compile
         self.steps = ReplicaSteps(model, microbatches)
         self.own_train_step = type(model).train_step is not keras.Model.train_step
+        self._batch = None  # specs
 
     # --- what Keras calls
 
@@ -89,6 +93,7 @@ class _Engine:
         if self.model.train_function is None or force:
             self._check()
             self._scale_loss()
+            self._trace_own_train_step()
             self.model.train_function = self._of_iterator(self._train_step())
         return self.model.train_function
 
@@ -108,6 +113,15 @@ class _Engine:
         if optimizer is not None and (keras_own or policies.uses_float16(self.model)):
             with self.model.distribute_strategy.scope():
                 self.model.optimizer = loss_scale.wrap(optimizer)
+
+    def _trace_own_train_step(self):
+        """Makes the variables that a `train_step` of the model's own makes in its first call."""
+        known = not self.own_train_step or _is_built(self.model)
+        if known or self.steps.replicas > 1 or self._batch is None:
+            return
+        with self.model.distribute_strategy.scope(), self._naming_errors():
+            step = tf.function(self.model.train_step, autograph=False)
+            step.get_concrete_function(self._batch)
 
     def _check(self):
         refused = [x for x in self.model._flatten_layers() if not x.supports_jit]
@@ -135,25 +149,27 @@ class _Engine:
         if not self.model.run_eagerly:
             one_step = tf.function(one_step, reduce_retracing=True, autograph=False)
 
-        # Counts in the graph the steps that ran before the data ended. (A loop over
+        # Counts the steps of an execution that ran before the data ended. (A loop over
         # `get_next_as_optional`, as in Keras, fails for distributed iterators.)
         with tf.init_scope(), tf.device("/CPU:0"):
             done = tf.Variable(0, dtype=tf.int64, trainable=False)
 
-        def execution(iterator):
-            done.assign(0)
-            logs = one_step(iterator.get_next())
-            done.assign_add(1)
-            if per_execution == 1:
-                return logs
-
-            def another(index, _):
-                logs = one_step(iterator.get_next())
+        def next_step(iterator):
+            data = iterator.get_next()
+            with tf.control_dependencies(_tensors(data)):
                 done.assign_add(1)
-                return index + 1, logs
+            return one_step(data)
 
+        def execution(iterator):
+            # Counting makes the host wait for the GPU: not in each step.
+            if per_execution == 1:
+                return one_step(iterator.get_next())
+            done.assign(0)
             return tf.while_loop(
-                lambda index, _: index < per_execution, another, (1, logs), parallel_iterations=1
+                lambda index, _: index < per_execution,
+                lambda index, _: (index + 1, next_step(iterator)),
+                (1, next_step(iterator)),
+                parallel_iterations=1,
             )[1]
 
         if not self.model.run_eagerly:
@@ -190,10 +206,9 @@ class _Engine:
             if not self.own_train_step:
                 with contextlib.suppress(RuntimeError):  # layers are built in `train_step` only
                     model._symbolic_build(data_batch=batch)
-            elif self.steps.replicas == 1 and not _is_built(model):
-                tf.function(model.train_step, autograph=False).get_concrete_function(batch)
-            elif not _is_built(model):
+            elif self.steps.replicas > 1 and not _is_built(model):
                 model._symbolic_build(data_batch=batch)
+        self._batch = batch
 
     # --- steps of a global batch
 
@@ -206,15 +221,14 @@ class _Engine:
         forward = [steps.forward_backward(index, native) for index in indices]
         commit = [steps.commit(index) for index in indices]
         if steps.replicas == 1:
-            whole = self._compiled(lambda data, share: commit[0](*forward[0](data, share)))
+            whole = self._compiled(lambda data: commit[0](*forward[0](data)))
             return self._on_each_replica([whole])
-        if not native:
-            forward = [self._compiled(function) for function in forward]
+        forward = [_after_inputs(f) if native else self._compiled(f) for f in forward]
         commit = [self._compiled(function) for function in commit]
 
         def replica_step(index):
-            def step(data, share):
-                vector, kept, logs = forward[index](data, share)
+            def step(data):
+                vector, kept, logs = forward[index](data)
                 context = tf.distribute.get_replica_context()
                 vector = context.all_reduce(tf.distribute.ReduceOp.SUM, vector)
                 return commit[index](vector, kept, logs)
@@ -227,25 +241,24 @@ class _Engine:
         if self.model.run_eagerly:
             return function
         return tf.function(
-            function, jit_compile=self.jit_compile, reduce_retracing=True, autograph=False
+            _after_inputs(function),
+            jit_compile=self.jit_compile,
+            reduce_retracing=True,
+            autograph=False,
         )
 
     def _on_each_replica(self, functions):
-        """A function of a global batch, from one of (data, share of the batch) a replica."""
+        """A function of a global batch, from one of its part for each replica."""
         strategy = self.model.distribute_strategy
         devices = distribution.devices(strategy)
 
         def alone(data):
             with tf.device(devices[0]) if devices[0] else contextlib.nullcontext():
-                return functions[0](_local(strategy, data, 0), 1.0)
+                return functions[0](_local(strategy, data))
 
         def together(data):
-            sizes = [_batch_size(_local(strategy, data, i)) for i in range(len(devices))]
-            total = tf.cast(tf.add_n(sizes), tf.float32)
-
             def on_replica(data):
-                share = tf.cast(_batch_size(data), tf.float32) / total
-                return functions[distribution.replica_index()](data, share)
+                return functions[distribution.replica_index()](data)
 
             logs = strategy.run(on_replica, args=(data,))
             return keras.tree.map_structure(
@@ -267,6 +280,12 @@ class _Engine:
             )
             if "split_into_microbatches" in str(error):
                 raise self._uneven() from error
+            if EMPTY_PART in str(error):
+                raise UserError(
+                    "Expected batches with an example for each replica, since the statistics of "
+                    "BatchNormalization are synchronized. Received a smaller one; for a last "
+                    "batch: dataset.batch(size, drop_remainder=True)."
+                ) from error
             if not refused:
                 raise
             operation, node = refused.groups()
@@ -321,9 +340,20 @@ def _without_optionals(x):
     return None if isinstance(x, tf.experimental.Optional) else x
 
 
-def _local(strategy, data, index):
-    return keras.tree.map_structure(lambda x: strategy.experimental_local_results(x)[index], data)
+def _local(strategy, data):
+    """The only replica's part of a batch."""
+    return keras.tree.map_structure(lambda x: strategy.experimental_local_results(x)[0], data)
 
 
-def _batch_size(data):
-    return tf.shape(next(x for x in keras.tree.flatten(data) if x is not None))[0]
+def _after_inputs(function):
+    """Where the data has ended nothing may change: not even what needs no data, as a counter."""
+
+    def after_inputs(*args):
+        with tf.control_dependencies(_tensors(args)):
+            return function(*args)
+
+    return after_inputs
+
+
+def _tensors(data):
+    return [x for x in tf.nest.flatten(data, expand_composites=True) if tf.is_tensor(x)]

@@ -1,7 +1,6 @@
 """Keras callbacks of a training run: what it logs, times, saves, and when it stops.
 
-All per-step work is in `on_train_batch_begin`: a callback with `on_train_batch_end` would make
-Keras wait for the device after every step.
+All per-step work is in `on_train_batch_begin`, before the device gets its next step.
 """
 
 import math
@@ -18,13 +17,41 @@ from tfmp import loss_scale
 from tfmp.errors import NonFiniteError, StoppedError
 from tfmp.training.files import read_metrics
 
+PROGRESS_SECONDS = 0.5  # between two looks of the progress bar at the device
+
+
+class Callbacks(keras.callbacks.CallbackList):
+    """Keras' list of callbacks, without its wait for the device at every step.
+
+    Keras 3.15 makes Python numbers of the logs after every step on TensorFlow, whoever wants
+    them, so that a GPU idles while the host prepares the next step. Here `on_train_batch_end`
+    gets tensors, and the progress bar numbers now and then.
+
+    Args:
+        callbacks: List of Keras callbacks.
+        **kwargs: As for `keras.callbacks.CallbackList`.
+    """
+
+    def __init__(self, callbacks, **kwargs):
+        super().__init__(callbacks, add_history=True, add_progbar=True, **kwargs)
+        self._shown = 0.0
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Calls the callbacks."""
+        for callback in self.callbacks:
+            if not isinstance(callback, keras.callbacks.ProgbarLogger):
+                callback.on_train_batch_end(batch, logs=logs)
+            elif time.monotonic() - self._shown >= PROGRESS_SECONDS:
+                callback.on_train_batch_end(batch, logs={k: float(v) for k, v in logs.items()})
+                self._shown = time.monotonic()
+
 
 class StepLogs(loss_scale.LossScaleLogger):
     """Adds learning rate, loss scale and its counters to the logs of each epoch."""
 
     def on_epoch_end(self, epoch, logs=None):
         """Adds to the logs, which the callbacks behind this one read."""
-        logs["learning_rate"] = float(self.model.optimizer.learning_rate)
+        logs["learning_rate"] = float(tf.convert_to_tensor(self.model.optimizer.learning_rate))
         super().on_epoch_end(epoch, logs)
 
 

@@ -151,8 +151,8 @@ class TrainingConfig:
             self.check(name, lambda value: value >= 0, "0 or more")
         self.check("validation_fraction", lambda value: 0 <= value <= 0.5, "from 0 to 0.5")
         self.check("label_smoothing", lambda value: 0 <= value < 1, "from 0 to below 1")
-        for name in ("initial_scale", "learning_rate"):
-            self.check(name, lambda value: 0 < value <= 2.0**127, "above 0 and at most 2**127")
+        self.check("initial_scale", lambda value: 1 <= value <= 2**24, "from 1 to 2**24")
+        self.check("learning_rate", lambda value: 0 < value <= 2.0**127, "above 0, up to 2**127")
         self.check("ema", lambda value: 0 <= value < 1, "from 0 to below 1")
         self.check("seed", lambda value: 0 <= value < 2**31, "from 0 to 2**31-1")
         self.check("warmup_epochs", lambda value: value < self.epochs, "below --epochs")

@@ -4,6 +4,7 @@ import json
 import pathlib
 import warnings
 import zipfile
+import zlib
 
 import h5py
 import keras
@@ -29,8 +30,10 @@ def load(path):
 
     Returns:
         A Keras model, compiled unless the file's was not. A run's is compiled for integer labels,
-        without what the run's step did to images and labels. Its precision is `dtype_policy`,
-        its optimizer `optimizer`.
+        without what the run's step did to images and labels. Every layer has its precision, the
+        optimizer its state. Keras' files hold neither the model's own `dtype_policy`, which
+        computes nothing, nor the seed state of layers such as Dropout; a run's checkpoint has
+        the latter.
 
     Raises:
         UserError: There is no such file or run, or the state is of another model.
@@ -40,7 +43,10 @@ def load(path):
         return _load_run(path)
     if path.suffix != ".keras" or not zipfile.is_zipfile(path):
         raise UserError(f"Expected a .keras file or the folder of a run. Received: {path}.")
-    return _load_file(path)
+    try:
+        return _load_file(path)
+    except (zipfile.BadZipFile, zlib.error, OSError, KeyError) as error:
+        raise UserError(f"Can't load {path}: it is damaged or no model ({error}).") from error
 
 
 def describe(model, optimizer, folder):
@@ -63,7 +69,10 @@ def _load_run(folder):
             f"Expected the folder of a run, with {DESCRIPTION} and a checkpoint. Received: "
             f"{folder}."
         )
-    described = json.loads((folder / DESCRIPTION).read_text())
+    try:
+        described = json.loads((folder / DESCRIPTION).read_text())
+    except ValueError as error:
+        raise UserError(f"Can't load {folder / DESCRIPTION}: it is damaged ({error}).") from error
     model = keras.saving.deserialize_keras_object(described["model"])
     optimizer = keras.saving.deserialize_keras_object(described["optimizer"])
     optimizers.exclude_from_weight_decay(loss_scale.inner(optimizer), model)
@@ -80,7 +89,7 @@ def _load_run(folder):
     )
     try:
         state.restore(latest).assert_existing_objects_matched().expect_partial()
-    except (tf.errors.OpError, ValueError, AssertionError) as error:
+    except (tf.errors.OpError, ValueError, IndexError, AssertionError) as error:
         raise UserError(
             f"Can't restore {latest}: it is damaged or of another model ({error})."
         ) from error
@@ -102,17 +111,23 @@ def _load_file(file):
 def _restore(model, store, file):
     """Restores the optimizer's state from a file's weights."""
     optimizer = model.optimizer
+    inner = loss_scale.inner(optimizer)
+    unbuilt = [_shapes(optimizer.variables), _shapes(inner.variables), []]
     optimizer.build(model.trainable_variables)
     saved = store.get("optimizer/vars", {})
-    inner = loss_scale.inner(optimizer)
-    if not len(saved):
-        return  # saved before the first step
-    if len(saved) == len(inner.variables):
+    shapes = _shapes(saved[str(index)] for index in range(len(saved)))
+    if shapes == _shapes(inner.variables):
         inner.load_own_variables(saved)
         return
+    if shapes in unbuilt:
+        return  # saved before the first step
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         try:
             optimizer.load_own_variables(saved)
-        except UserWarning as warning:  # Keras skips a state of another size
-            raise UserError(f"Can't restore the optimizer's state in {file}: {warning}") from None
+        except (UserWarning, ValueError) as error:  # Keras skips a state of another size
+            raise UserError(f"Can't restore the optimizer's state in {file}: {error}") from None
+
+
+def _shapes(variables):
+    return [tuple(variable.shape) for variable in variables]

@@ -115,16 +115,23 @@ def _train(classifier, data, config, epoch_steps, checkpoints, metrics, every):
         )
         with classifier.distribute_strategy.scope():
             batches = to_device(batches)
+            validation = data.validation and to_device(data.validation(config.batch_size))
+        # A begun epoch gets a call of its own: Keras takes one length for all.
+        epochs = epoch + 1 if done else config.epochs
         classifier.fit(
             batches,
             initial_epoch=epoch,
-            # A begun epoch gets a call of its own: Keras takes one length for all.
-            epochs=epoch + 1 if done else config.epochs,
+            epochs=epochs,
             steps_per_epoch=epoch_steps - done,
-            validation_data=data.validation and data.validation(config.batch_size),
-            callbacks=[_RestoreMetrics(checkpoints, metrics), *every] if done else every,
+            validation_data=validation,
+            callbacks=callbacks.Callbacks(
+                [_RestoreMetrics(checkpoints, metrics), *every] if done else every,
+                verbose=1 if sys.stdout.isatty() else 2,
+                epochs=epochs,
+                steps=epoch_steps - done,
+                model=classifier,
+            ),
             shuffle=False,
-            verbose=1 if sys.stdout.isatty() else 2,
         )
         step = int(classifier.step)
         if done and config.ema:

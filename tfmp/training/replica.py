@@ -14,6 +14,8 @@ from tfmp.errors import UserError
 # Odd and large, so that the seeds of two replicas stay apart.
 SEED_STRIDE = 0x9E3779B9
 
+EMPTY_PART = "a replica gets no example"
+
 
 class ReplicaSteps:
     """Builds the functions that run on a replica, seeing its copies of the variables only.
@@ -35,54 +37,64 @@ class ReplicaSteps:
         return len(distribution.devices(self.model.distribute_strategy))
 
     def evaluation(self, index):
-        """A function of (data, share of the global batch): `test_step` -> logs."""
+        """A function of the replica's data: `test_step` -> logs."""
 
-        def evaluation(data, share):
+        def evaluation(data):
             with self._on(index):
+                if self.replicas == 1:
+                    return _flat_logs(self.model.test_step(data))
                 metrics = self._metric_variables()
                 before = _values(metrics)
-                logs = self.model.test_step(data)
-                if self.replicas == 1:
-                    return logs
+                logs = _flat_logs(self.model.test_step(_filled(data)))
+                of_metrics = self._of_metrics(logs)
                 # Of the last examples a replica may get none.
-                _assign(metrics, _select(share > 0, _values(metrics), before))
-                return self._with_metrics(logs)
+                _assign(metrics, _select(_count(data) > 0, _values(metrics), before))
+                return self._with_metrics(logs, of_metrics)
 
         return evaluation
 
-    def whole(self, data, share):
+    def whole(self, data):
         """The step of an only replica: the model's own, and the way back from a skipped one."""
         with self._on(0):
             state = self._statistics() + self._metric_variables()
             before, skipped = _values(state), self._skipped_steps()
             _, logs = self._watched_step(data)
-            if skipped is not None:
-                good = tf.equal(skipped, self._skipped_steps())
-                _assign(state, _select(good, _values(state), before))
-            return self._with_metrics(logs)
+            if skipped is None:
+                return logs
+            of_metrics = self._of_metrics(logs)
+            good = tf.equal(skipped, self._skipped_steps())
+            _assign(state, _select(good, _values(state), before))
+            return self._with_metrics(logs, of_metrics)
 
     def forward_backward(self, index, native=False):
-        """A function of (data, share) that changes nothing for good.
+        """A function of the replica's data that changes nothing for good.
 
-        It returns a vector to be summed over the replicas (gradients of the scaled loss and
-        changes of statistics, weighted by the share), values that this replica is to keep, and
-        the logs.
+        It returns a vector to be summed over the replicas, values that this replica is to keep,
+        and the logs with what `_of_metrics` says of them. The vector has the gradients of the
+        scaled loss, the changes of statistics, both weighted by the number of examples, and
+        that number. (The number, and not a share that the host has worked out: for a scalar
+        from the host a GPU step would have to wait until the former one has ended.)
 
         Args:
             index: Position of the replica.
             native: Run in the strategy's own replica context, where layers can talk to the other
-                replicas.
+                replicas. What they say to each other has to be weighted in the loss.
         """
 
-        def forward_backward(data, share):
+        def forward_backward(data):
+            count = tf.cast(_count(data), self._dtype())
+            share = _share(count) if native else 1.0
             with contextlib.nullcontext() if native else self._on(index):
                 statistics, metrics = self._statistics(), self._metric_variables()
                 before, metrics_before = _values(statistics), _values(metrics)
                 seeds = [v for v in statistics if v.name == "seed_generator_state"]
                 _shift(seeds, index)
                 # Inside a strategy Keras divides the loss by the number of replicas.
-                weight = share * self.replicas if native else share
+                weight = share * self.replicas if native else 1.0
+                several = self.replicas > 1
+                data = data if native or not several else _filled(data)
                 gradients, logs = self._gradients(data, weight)
+                of_metrics = self._of_metrics(logs)
                 _shift(seeds, -index)
                 after = _values(statistics)
                 changes = [
@@ -92,9 +104,13 @@ class ReplicaSteps:
                 ]
                 vector = tf.concat([gradients, *self._flat(changes)], 0)
                 kept = [x for x in after if not x.dtype.is_floating]
-                kept += _select(share > 0, _values(metrics), metrics_before)
+                kept += _select(count > 0, _values(metrics), metrics_before)
                 _assign(statistics + metrics, before + metrics_before)
-                return tf.where(share > 0, vector, tf.zeros_like(vector)), kept, logs
+                weights = tf.ones_like(count) / self.replicas
+                if several and not native:
+                    vector = tf.where(count > 0, vector * count, tf.zeros_like(vector))
+                    weights = count
+                return tf.concat([vector, [weights]], 0), kept, (logs, of_metrics)
 
         return forward_backward
 
@@ -106,6 +122,7 @@ class ReplicaSteps:
                 statistics, metrics = self._statistics(), self._metric_variables()
                 floating = [v for v in statistics if tf.as_dtype(v.dtype).is_floating]
                 rest = [v for v in statistics if not tf.as_dtype(v.dtype).is_floating]
+                vector = vector[:-1] if self.replicas == 1 else vector[:-1] / vector[-1]
                 sums = _unflatten(vector, self._variables + floating)
                 count = len(self._variables)
                 gradients = [
@@ -120,7 +137,7 @@ class ReplicaSteps:
                 if skipped is not None:
                     after = _select(tf.equal(skipped, self._skipped_steps()), after, before)
                 _assign(state, after)
-                return self._with_metrics(logs)
+                return self._with_metrics(*logs)
 
         return commit
 
@@ -131,7 +148,7 @@ class ReplicaSteps:
         with contextlib.ExitStack() as stack:
             optimizers = loss_scale.optimizers_of(self.model)
             watches = [stack.enter_context(_Watch(x, weight)) for x in optimizers]
-            logs = self.model.train_step(data)
+            logs = _flat_logs(self.model.train_step(data))
         for watch in watches:
             watch.check(self.model)
         return watches, logs
@@ -141,7 +158,7 @@ class ReplicaSteps:
         if self.microbatches == 1:
             return self._recorded_step(data, weight)
         parts = keras.tree.map_structure(self._split, data)
-        weight = weight / self.microbatches
+        weight /= self.microbatches
 
         def add(index, total):
             part = keras.tree.map_structure(lambda x: x if x is None else x[index], parts)
@@ -180,7 +197,7 @@ class ReplicaSteps:
             )
         ((gradients, self._variables),) = watch.applied
         self._has_gradient = [g is not None for g in gradients]
-        if not all(self._has_gradient) and not any(self._has_gradient):
+        if not any(self._has_gradient):
             raise UserError("No gradients: no trainable weight has a part in the loss.")
         dense = [
             tf.zeros(v.shape, v.dtype) if g is None else tf.convert_to_tensor(g)
@@ -222,10 +239,19 @@ class ReplicaSteps:
     def _metric_variables(self):
         return [v for metric in self.model.metrics for v in metric.variables]
 
-    def _with_metrics(self, logs):
+    def _of_metrics(self, logs):
+        """Which logs are what a metric says now: a `train_step` may log a tensor by its name."""
+        results = self.model.get_metrics_result()
+        return {name: _same(logs[name], results[name]) for name in results if name in logs}
+
+    def _with_metrics(self, logs, of_metrics):
         """The logs, with the metrics as they are after a step was undone."""
         results = self.model.get_metrics_result()
-        return {**logs, **results} if not logs or set(results) <= set(logs) else logs
+        followed = {}
+        for name, same in of_metrics.items():
+            log = tf.convert_to_tensor(logs[name])
+            followed[name] = tf.where(same, tf.cast(results[name], log.dtype), log)
+        return {**logs, **followed} if logs else results
 
 
 # The watches in force, by optimizer and thread: native replicas run in threads that take turns.
@@ -299,11 +325,52 @@ def _select(condition, ifs, elses):
     return [tf.where(condition, a, b) for a, b in zip(ifs, elses, strict=True)]
 
 
+def _flat_logs(logs):
+    """As Keras flattens them: a `train_step` may log all metrics of `compile` as one dict."""
+    flat: dict = {}
+    for name, value in logs.items():
+        flat.update(_flat_logs(value) if isinstance(value, dict) else {name: value})
+    return flat
+
+
+def _same(log, result):
+    """Whether a log equals a metric's result; NaN equals NaN."""
+    log = tf.convert_to_tensor(log)
+    result = tf.cast(result, log.dtype)
+    return tf.reduce_all(tf.equal(log, result) | ((log != log) & (result != result)))
+
+
 def _shift(seeds, index):
     """Moves the seeds to those of a replica, or back."""
     for seed in seeds if index else ():
         offset = tf.constant(np.array([index * SEED_STRIDE, 0]), tf.int64)
         seed.assign(seed.value + tf.cast(offset, seed.value.dtype))
+
+
+def _share(count):
+    """This replica's share of the examples of all, in a strategy's replica context."""
+    some = tf.debugging.assert_positive(count, message=EMPTY_PART)
+    with tf.control_dependencies([some]):
+        count = tf.identity(count)
+    context = tf.distribute.get_replica_context()
+    return tf.cast(count / context.all_reduce(tf.distribute.ReduceOp.SUM, count), tf.float32)
+
+
+def _count(data):
+    """Number of examples: scalar int32, known to XLA when it compiles."""
+    return tf.shape(next(x for x in keras.tree.flatten(data) if x is not None))[0]
+
+
+def _filled(data):
+    """The data, or one example of zeros where there is none: not every operation takes none."""
+    missing = tf.maximum(1 - _count(data), 0)
+
+    def filled(x):
+        if x is None or not x.shape.rank or x.shape[0] is not None:
+            return x
+        return tf.pad(x, [[0, missing], *[[0, 0]] * (x.shape.rank - 1)])
+
+    return keras.tree.map_structure(filled, data)
 
 
 def _unflatten(vector, variables):

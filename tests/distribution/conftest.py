@@ -1,0 +1,130 @@
+"""Tests with several replicas, which are logical CPUs, each in a process of its own.
+
+Two MirroredStrategies in one process can collide on their collective keys, and a process that
+hangs in a collective ignores SIGTERM. So a test with the mark `replicas(n)` runs in a child: a
+pytest of its own with n logical CPUs, killed with all its own children after TIMEOUT seconds. The
+chosen tests of one file with the same n share a child, and its strategy.
+"""
+
+import functools
+import gc
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree
+
+import pytest
+import tensorflow as tf
+
+HERE = pathlib.Path(__file__).parent
+TIMEOUT = 240  # seconds
+IN_CHILD = "TFMP_TEST_REPLICAS"
+
+sys.path.insert(0, str(HERE))  # for helpers.py
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "replicas(n): run in a process with n logical CPUs")
+    config.addinivalue_line("markers", "keras_behavior: of Keras alone; fails when Keras mends it")
+
+
+if IN_CHILD in os.environ:
+    gc.disable()  # a third of the time, among TensorFlow's many objects
+    tf.config.set_logical_device_configuration(
+        tf.config.list_physical_devices("CPU")[0],
+        [tf.config.LogicalDeviceConfiguration()] * int(os.environ[IN_CHILD]),
+    )
+
+
+@pytest.fixture(scope="session")
+def strategy():
+    """The child's only strategy, over all its logical CPUs."""
+    if IN_CHILD not in os.environ:
+        return None
+    return tf.distribute.MirroredStrategy([d.name for d in tf.config.list_logical_devices("CPU")])
+
+
+def run_python(*command, replicas=2):
+    """Runs a Python program to its end, or kills it and its children.
+
+    Args:
+        *command: Words behind `python`.
+        replicas: Number of logical CPUs for the program to make.
+
+    Returns:
+        A `subprocess.CompletedProcess`, its output as text; return code None if it took too long.
+    """
+    words = [sys.executable, *map(str, command)]
+    own_group = IN_CHILD not in os.environ  # what a child starts ends with it
+    process = subprocess.Popen(
+        words,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # XLA's machine code isn't optimized: its compiling takes most of the time.
+        env=os.environ
+        | {IN_CHILD: str(replicas), "XLA_FLAGS": "--xla_backend_optimization_level=0"},
+        start_new_session=own_group,
+    )
+    code = None
+    try:
+        out, err = process.communicate(timeout=TIMEOUT)
+        code = process.returncode
+    except subprocess.TimeoutExpired:
+        if own_group:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
+        out, err = process.communicate()
+    return subprocess.CompletedProcess(words, code, out, err)
+
+
+@pytest.fixture(scope="session")
+def run_program():
+    """A function that runs one of `programs.py`, by its name and arguments, on two replicas."""
+    return functools.partial(run_python, HERE / "programs.py")
+
+
+@functools.cache
+def run_tests(file, names, replicas):
+    """Runs tests of one file in a child.
+
+    Returns:
+        (dict of what is said of each test that ended, "" if it passed; the child's output).
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        report = pathlib.Path(folder, "report.xml")
+        ended = run_python(
+            *["-m", "pytest", "-v", "-o", "addopts=", "--import-mode=importlib"],
+            *["--strict-markers", "-p", "no:cacheprovider", "--durations=0"],
+            *[f"--junitxml={report}", *[f"{file}::{name}" for name in names]],
+            replicas=replicas,
+        )
+        cases = xml.etree.ElementTree.parse(report).iter("testcase") if report.exists() else ()
+        failures = {
+            case.get("name"): "\n".join(
+                part.text for part in case if part.tag in ("failure", "error")
+            )
+            for case in cases
+        }
+    return failures, f"exit status {ended.returncode}\n{ended.stdout}\n{ended.stderr}"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem):
+    """Passes a marked test on to a child."""
+    mark = pyfuncitem.get_closest_marker("replicas")
+    if mark is None or IN_CHILD in os.environ:
+        return None
+
+    def shares_child(item):
+        other = item.get_closest_marker("replicas")
+        return item.path == pyfuncitem.path and other and other.args == mark.args
+
+    names = tuple(item.name for item in pyfuncitem.session.items if shares_child(item))
+    failures, output = run_tests(pyfuncitem.path, names, *mark.args)
+    if failure := failures.get(pyfuncitem.name, "The test did not end."):
+        pytest.fail(f"{failure}\n{output}", pytrace=False)
+    return True

@@ -1,0 +1,107 @@
+"""Programs of which each runs in a process of its own: `programs.py NAME ARGUMENT ...`."""
+
+import contextlib
+import functools
+import json
+import os
+import signal
+import sys
+import warnings
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import tfmp
+from tfmp import cli, distribution, models, training
+from tfmp.models import resnet as resnets
+
+
+def tiny(*, classes, input_shape, stem, name):
+    """A model with BatchNorm and dropout, in a recipe's choices by the name of tiny."""
+    layers = keras.layers
+    return keras.Sequential(
+        [
+            keras.Input(input_shape),
+            layers.Rescaling(1 / 128, dtype="float32"),
+            layers.Conv2D(8, 3, strides=2),
+            layers.BatchNormalization(),
+            layers.ReLU(),
+            layers.Flatten(),
+            layers.Dropout(0.3),
+            layers.Dense(classes, dtype="float32"),
+        ],
+        name=name,
+    )
+
+
+class SignalAt(keras.callbacks.Callback):
+    """Sends this process a signal before a step."""
+
+    def __init__(self, name, step):
+        super().__init__()
+        self.number, self.step = signal.Signals[name], step
+
+    def on_train_batch_begin(self, batch, logs=None):
+        """Looks at the step."""
+        if int(self.model.step.numpy()) == self.step:
+            os.kill(os.getpid(), self.number)
+
+
+def recipes(runs):
+    """Runs the recipe several times, and prints each exit status as JSON in the last line.
+
+    Args:
+        runs: JSON list of runs: {"flags": [...]}, and with "signal" and "step" a signal that the
+            process sends itself.
+    """
+    models.MODELS["tiny"] = resnets.MODELS["tiny"] = tiny
+    from tfmp.recipes import resnet  # takes its choices from what is there now
+
+    # Two MirroredStrategies in one process can collide.
+    distribution.resolve = functools.cache(distribution.resolve)
+    fit, statuses = training.fit, []
+    for run in json.loads(runs):
+        signals = [SignalAt(run["signal"], run["step"])] if "signal" in run else []
+        training.fit = functools.partial(fit, extra_callbacks=signals)
+        try:
+            cli.run(resnet.Config, resnet.run, run["flags"])
+            statuses.append(0)
+        except SystemExit as ended:
+            statuses.append(ended.code)
+    print(json.dumps(statuses))
+
+
+def go_on(file, weights):
+    """Loads a model on all replicas, trains one more epoch, and writes its weights.
+
+    Args:
+        file: A `.keras` file.
+        weights: The `.npz` file to write.
+    """
+    strategy = distribution.resolve("mirrored")
+    with strategy.scope():
+        model = tfmp.load(file)
+    train(tfmp.accelerate(model, jit_compile=False), weights)
+
+
+def train(model, weights):
+    """One epoch of five steps; writes all variables as replica 0 has them."""
+    from helpers import images, snapshot
+
+    x, y = images(40)
+    model.fit(x, y, batch_size=8, shuffle=False, verbose=0)
+    np.savez(weights, *[copies[0] for copies in snapshot(model).values()])
+
+
+if __name__ == "__main__":
+    tf.config.set_logical_device_configuration(
+        tf.config.list_physical_devices("CPU")[0],
+        [tf.config.LogicalDeviceConfiguration()] * int(os.environ["TFMP_TEST_REPLICAS"]),
+    )
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+    warnings.simplefilter("error")
+    # As in pyproject.toml.
+    warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
+    with contextlib.suppress(KeyboardInterrupt):
+        {"recipes": recipes, "go_on": go_on}[sys.argv[1]](*sys.argv[2:])
