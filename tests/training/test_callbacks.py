@@ -2,6 +2,7 @@
 
 import math
 
+import keras
 import pytest
 
 from tfmp.training import callbacks, files
@@ -44,3 +45,28 @@ def test_early_stopping_counts_the_epochs_before(log):
     assert not stopping.model.stop_training
     stopping.on_epoch_end(3, {"val_accuracy": 0.85})
     assert stopping.model.stop_training
+
+
+def test_not_every_step_waits_for_its_logs():
+    """A number of a log is asked for by the progress bar only, and at most twice a second."""
+
+    class Log:
+        asked = 0
+
+        def __float__(self):
+            Log.asked += 1
+            return 1.0
+
+    class Sees(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            seen.append(logs["loss"])
+
+    seen: list = []
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    every = callbacks.Callbacks([Sees()], verbose=2, epochs=1, steps=100, model=model)
+    every.on_train_begin()
+    every.on_epoch_begin(0)
+    for batch in range(100):
+        every.on_train_batch_end(batch, {"loss": Log()})
+    assert 1 <= Log.asked < 20
+    assert len(seen) == 100 and all(isinstance(log, Log) for log in seen)
