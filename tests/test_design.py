@@ -24,6 +24,8 @@ LAYERS = {
     "compile_cache": 0,
     "distribution": 0,
     "power": 0,
+    "files": 0,
+    "provenance": 0,
     "cli": 0,
     "models": 1,
     "data": 1,

@@ -5,7 +5,8 @@ import math
 import keras
 import pytest
 
-from tfmp.training import callbacks, files
+from tfmp import files
+from tfmp.training import callbacks
 
 LOG = "epoch,loss,val_accuracy\n0,1.5,0.5\n1,1.0,0.7\n2,0.5,NA\n"
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfmp import errors, hardware
+from tfmp import errors, files, hardware
 from tfmp.data import steps_per_epoch
-from tfmp.training import TrainingConfig, files, fit, loop
+from tfmp.training import TrainingConfig, fit, loop
 
 BASE = TrainingConfig(epochs=3, warmup_epochs=1, batch_size=256, seed=5)
 

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from tfmp import loss_scale
 from tfmp.errors import NonFiniteError, StoppedError
-from tfmp.training.files import read_metrics
+from tfmp.files import read_metrics
 
 PROGRESS_SECONDS = 0.5  # between two looks of the progress bar at the device
 

@@ -7,7 +7,7 @@ def plot(rows, file, title):
     """Draws loss, accuracy, learning rate and loss scale over the epochs.
 
     Args:
-        rows: What `tfmp.training.files.read_metrics` returns.
+        rows: What `tfmp.files.read_metrics` returns.
         file: Path of the PNG file.
         title: Title of the figure.
     """

@@ -10,9 +10,9 @@ import h5py
 import keras
 import tensorflow as tf
 
-from tfmp import loss_scale
+from tfmp import files, loss_scale
 from tfmp.errors import UserError
-from tfmp.training import files, optimizers
+from tfmp.training import optimizers
 
 DESCRIPTION = "model.json"
 

@@ -10,10 +10,10 @@ import sys
 import keras
 import tensorflow as tf
 
-from tfmp import compile_cache, hardware
+from tfmp import compile_cache, files, hardware
 from tfmp.data import DataError, steps_per_epoch, to_device
 from tfmp.errors import OutOfMemoryError, TfmpError, UserError
-from tfmp.training import callbacks, files, loading
+from tfmp.training import callbacks, loading
 from tfmp.training.checkpoints import Checkpoints
 from tfmp.training.stopwatch import Stopwatch
 

@@ -3,22 +3,16 @@
 import collections
 import dataclasses
 import datetime
-import importlib.metadata
 import math
-import pathlib
-import platform
-import subprocess
 import time
 
-import tensorflow as tf
-
 import tfmp
-from tfmp import hardware, loss_scale
+from tfmp import hardware, loss_scale, provenance
 from tfmp.data import steps_per_epoch
 from tfmp.errors import TfmpError
+from tfmp.files import read_metrics, write_json
 from tfmp.training import cost, curves, inference
 from tfmp.training.accelerate import uses_xla
-from tfmp.training.files import read_metrics, write_json
 from tfmp.training.loop import naming_errors
 
 
@@ -163,8 +157,8 @@ def _collect(session, config, data, classifier, fitted, rows):
             "skipped_steps": int(loss_scale.skipped_steps(optimizer)),
         },
         "seed": config.seed,
-        "versions": versions(),
-        "git_commit": git_commit(),
+        "versions": provenance.versions(),
+        "git_commit": provenance.git_commit(),
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
@@ -210,32 +204,6 @@ def save_model(model, file):
     partial = file.with_name(f"partial-{file.name}")
     model.save(partial)
     partial.replace(file)
-
-
-def versions():
-    """Versions of Python and of the packages that decide a run's numbers: a dict of str."""
-    packages = ("tfmp", "tensorflow", "keras", "numpy", "tensorflow-datasets")
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for package in packages:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = tfmp.__version__ if package == "tfmp" else None
-    build = tf.sysconfig.get_build_info()
-    return found | {name: build.get(f"{name}_version") for name in ("cuda", "cudnn")}
-
-
-def git_commit():
-    """Commit of the checkout that tfmp runs from, with "+" behind it if changed; else None."""
-    folder = pathlib.Path(tfmp.__file__).parents[1]
-    if not (folder / ".git").exists():
-        return None
-    try:
-        command = ["git", "-C", str(folder), "describe", "--always", "--exclude=*"]
-        command += ["--abbrev=40", "--dirty=+"]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def _evaluate(classifier, data, config):

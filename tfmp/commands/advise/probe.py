@@ -13,10 +13,18 @@ import time
 import keras
 import tensorflow as tf
 
-from tfmp import cli, compile_cache, errors, hardware, loss_scale, policies, training
+from tfmp import (
+    cli,
+    compile_cache,
+    errors,
+    hardware,
+    loss_scale,
+    policies,
+    provenance,
+    training,
+)
 from tfmp.commands.advise import calls, target
 from tfmp.commands.benchmark import children, ours, timing
-from tfmp.training import results
 from tfmp.training.session import compiles
 
 # Adam's step is of this size whatever the gradient's: the loss of any model falls by it, and in
@@ -58,8 +66,8 @@ def facts(spec):
         "compared": compared,
         "jit_compile": {x: _ways(device, x) for x in {"float32", compared}},
         "work": found,
-        "versions": results.versions(),
-        "git_commit": results.git_commit(),
+        "versions": provenance.versions(),
+        "git_commit": provenance.git_commit(),
     }
 
 

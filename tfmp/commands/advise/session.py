@@ -14,7 +14,7 @@ from tfmp.commands.advise import predict, report, target, verdict
 from tfmp.commands.benchmark import children, rows
 from tfmp.commands.benchmark import session as benchmark_session
 from tfmp.errors import TfmpError, UserError
-from tfmp.training.files import write_json
+from tfmp.files import write_json
 
 FORMAT = "tfmp advise 1"
 CHILD = [sys.executable, "-m", "tfmp.commands.advise.probe"]

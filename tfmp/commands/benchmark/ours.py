@@ -10,11 +10,11 @@ import time
 
 import tensorflow as tf
 
-from tfmp import cli, hardware, loss_scale, training
+from tfmp import cli, hardware, loss_scale, provenance, training
 from tfmp.commands.benchmark import children, timing
 from tfmp.data import to_device
 from tfmp.models import flops
-from tfmp.training import loop, results
+from tfmp.training import loop
 from tfmp.training.fused import fused_layers
 
 
@@ -110,8 +110,8 @@ def in_force(measured, prepared, optimizer, device, jit_compile):
         "peak_memory_bytes": hardware.peak_memory_bytes(),
         "jit_compile": jit_compile,
         "device": dataclasses.asdict(device),
-        "versions": results.versions(),
-        "git_commit": results.git_commit(),
+        "versions": provenance.versions(),
+        "git_commit": provenance.git_commit(),
     }
 
 

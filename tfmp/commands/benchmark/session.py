@@ -17,7 +17,7 @@ from tfmp import cli, power, recipes
 from tfmp.commands.benchmark import children, compare, rows
 from tfmp.data import synthetic
 from tfmp.errors import TfmpError, UserError
-from tfmp.training.files import write_json
+from tfmp.files import write_json
 
 # Constant, and low enough for every batch size and for float16 without a loss scale.
 LEARNING_RATE = 0.05
