@@ -103,6 +103,40 @@ def test_what_the_loss_scale_costs_and_the_ratio_to_the_peer():
     assert "+10.0%" in text and "2.000" in text
 
 
+def test_memory_against_speed_where_activations_are_computed_twice():
+    computed = dataclasses.replace(CASE, remat=True)
+    found = [
+        rows.summarize("tfmp", CASE, [outcome(10)]),
+        rows.summarize("tfmp", computed, [outcome(12.5, peak_memory_bytes=2**30)]),
+    ]
+    rows.relate(found)
+    assert (found[1]["remat_speed"], found[1]["remat_memory"]) == (pytest.approx(0.8), 0.5)
+    assert "remat_speed" not in found[0]
+    assert "0.800" in rows.table(found) and str(computed).endswith(", remat")
+
+
+def test_cores_that_were_busy():
+    """Windows of 0.4, 0.3 and 0.4 s."""
+    repeats = [outcome(cpu_s=[2.0, 1.5, 2.0]), outcome(cpu_s=[1.0, 1.5, 0.8])]
+    assert rows.summarize("tfmp", CASE, repeats)["cpu_cores"] == pytest.approx(4.0)
+    assert rows.summarize("torch", CASE, [outcome(cpu_s=None)])["cpu_cores"] is None
+
+
+def test_the_peer_is_asked_for_what_it_can_do_only(monkeypatch, tmp_path):
+    asked = []
+
+    def answer(program, spec):
+        asked.append((program, spec["remat"]))
+        return outcome()
+
+    flags = ["--peer=torch", "--repeats=1", "--remat=false,true"]
+    results = measure(monkeypatch, tmp_path, answer, *flags)
+    assert asked == [("tfmp", False), ("torch", False), ("tfmp", True)]
+    assert [row["status"] for row in results["rows"]] == ["ok"] * 3
+    with pytest.raises(errors.UserError, match="reads nothing else"):
+        cli.parse(benchmark.Config, ["--peer=torch", "--dataset=digits"])
+
+
 def test_programs_take_turns_and_the_file_has_everything(monkeypatch, tmp_path, capsys):
     asked = []
 

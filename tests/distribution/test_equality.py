@@ -126,6 +126,10 @@ def test_with_and_without(strategy, setting):
     assert any(changed)  # another computation, not the same twice
 
 
+def test_activations_computed_twice(strategy):
+    compare(strategy, lambda s: make(s, model=plain), jit_compile=True, remat=True)
+
+
 def test_sample_weights_and_class_weights(strategy):
     x, y = images(4 * BATCH + 3)
     weights = np.random.default_rng(1).random(len(x), np.float32)

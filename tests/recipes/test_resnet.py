@@ -148,6 +148,17 @@ def test_fused_layers(tmp_path, capsys):
     assert np.isfinite(results["final"]["loss"])
 
 
+def test_remat(tmp_path):
+    flags = ["--policy=mixed_float16", "--epochs=1", "--warmup_epochs=0"]
+    kept, computed = (
+        quick(tmp_path / name, *flags, f"--remat={name}") for name in ("false", "true")
+    )
+    assert computed["final"]["loss"] == pytest.approx(kept["final"]["loss"], rel=0.02)
+    assert computed["config"]["remat"] is True
+    with pytest.raises(errors.UserError, match="--remat needs XLA"):
+        quick(tmp_path / "other", *flags, "--remat", "--jit_compile=false")
+
+
 def test_the_model_loads_without_tfmp(tmp_path):
     results = quick(tmp_path / "run", "--policy=mixed_bfloat16", "--jit_compile=false")
     code = (

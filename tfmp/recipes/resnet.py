@@ -109,6 +109,7 @@ def prepare(config):
             fused_layers=session.fused_layers,
             steps_per_execution=config.steps_per_execution,
             microbatches=config.gradient_accumulation_steps,
+            remat=config.remat,
         )
     return session, data, classifier, epoch_steps
 

@@ -16,12 +16,12 @@ import tensorflow as tf
 
 from tfmp import distribution, loss_scale, policies
 from tfmp.errors import UserError
-from tfmp.training import fused
+from tfmp.training import fused, remat
 from tfmp.training.explain import explaining_errors
 from tfmp.training.replica import ReplicaSteps
 
 
-def accelerate(model, *, jit_compile=True, fused_layers=None, microbatches=1):
+def accelerate(model, *, jit_compile=True, fused_layers=None, microbatches=1, remat=False):
     """Makes `model.fit` run each replica's step as XLA programs, and skip bad steps whole.
 
     Works without a strategy and under OneDeviceStrategy and MirroredStrategy, with all that Keras'
@@ -52,18 +52,23 @@ def accelerate(model, *, jit_compile=True, fused_layers=None, microbatches=1):
         microbatches: Parts in which each replica computes its batch, one after the other, to
             save memory; their gradients make one update. Each replica's batch has to divide by
             it. Logs then hold metrics only.
+        remat: Whether training keeps few activations and computes the others once more in the
+            backward pass, to save memory (see `tfmp.training.remat`). Wants XLA, and a functional
+            or Sequential model, or one inside of the model.
 
     Returns:
         The model.
 
     Raises:
-        UserError: Also a `ValueError`: `microbatches` is below 1. In `fit`: a layer or a
-            `train_step` that XLA refuses, a model made outside of its strategy's scope, a batch
-            that doesn't divide.
+        UserError: Also a `ValueError`: `microbatches` is below 1, or `remat` without XLA. In
+            `fit`: a layer or a `train_step` that XLA refuses, a model made outside of its
+            strategy's scope, a batch that doesn't divide, a model that `remat` can't cut.
     """
     if microbatches < 1:
         raise UserError(f"Expected microbatches of 1 or more. Received: {microbatches}.")
-    engine = _Engine(model, jit_compile, fused_layers, microbatches)
+    if remat and not jit_compile:
+        raise UserError(f"remat needs XLA. Received: jit_compile={jit_compile}.")
+    engine = _Engine(model, jit_compile, fused_layers, microbatches, remat)
     model._maybe_symbolic_build = engine.build
     model.make_train_function = engine.make_train_function
     model.make_test_function = engine.make_test_function
@@ -84,11 +89,12 @@ def uses_xla(model):
 class _Engine:
     """Builds the functions that Keras' `fit` and `evaluate` call."""
 
-    def __init__(self, model, jit_compile, fused_layers, microbatches):
+    def __init__(self, model, jit_compile, fused_layers, microbatches, remat):
         self.model = model
         self.jit_compile = jit_compile
         self.fused_layers = fused_layers
         self.steps = ReplicaSteps(model, microbatches)
+        self.steps.remat = remat
         self.own_train_step = type(model).train_step is not keras.Model.train_step
         self._batch = None  # specs
 
@@ -149,6 +155,21 @@ class _Engine:
             raise UserError(
                 "Expected microbatches=1 with synchronized BatchNormalization on several "
                 f"replicas. Received: {self.steps.microbatches}."
+            )
+        if self.steps.remat:
+            self._check_remat()
+
+    def _check_remat(self):
+        if not uses_xla(self.model) or self.model.run_eagerly:
+            raise UserError(
+                "Expected a step that XLA compiles, for remat=True. Received: synchronized "
+                "BatchNormalization on several replicas, or run_eagerly=True."
+            )
+        if not remat.can_recompute(self.model):
+            raise UserError(
+                "Expected a functional or Sequential model, or one inside of the model, that can "
+                "be cut into parts, for remat=True. Received: "
+                f"{self.model.name} ({type(self.model).__name__}), in which nothing can be cut."
             )
 
     # --- functions of an iterator

@@ -119,6 +119,12 @@ class TrainingConfig:
         "Parts in which each replica computes its batch, one after the other, to save memory.",
         group="Training",
     )
+    remat: bool = flag(
+        False,
+        "Keep few activations for the backward pass and compute the others once more: less "
+        "memory, more time. Needs XLA.",
+        group="Training",
+    )
     steps_per_execution: int = flag(
         1, "Training steps that one call from the host runs.", group="Training"
     )

@@ -10,6 +10,7 @@ import tensorflow as tf
 from tfmp import distribution, loss_scale
 from tfmp.errors import UserError
 from tfmp.training.fused import fused_layers
+from tfmp.training.remat import recomputing
 from tfmp.training.watch import Watch
 
 # Odd and large, so that the seeds of two replicas stay apart.
@@ -29,7 +30,7 @@ class ReplicaSteps:
     def __init__(self, model, microbatches=1):
         self.model = model
         self.microbatches = microbatches
-        self.fused_layers = False
+        self.fused_layers = self.remat = False
         self._variables = []  # of the recorded gradients, in their order
         self._has_gradient = []
 
@@ -152,6 +153,8 @@ class ReplicaSteps:
             watches = [stack.enter_context(Watch(x, weight)) for x in optimizers]
             if self.fused_layers:
                 stack.enter_context(fused_layers(self.model))
+            if self.remat:
+                stack.enter_context(recomputing(self.model))
             logs = _flat_logs(self.model.train_step(data))
         for watch in watches:
             watch.check(self.model)

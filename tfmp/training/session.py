@@ -97,6 +97,8 @@ def start(name, config):
     hardware.reset_peak_memory()
     device = hardware.describe()
     jit_compile = compiles(config.jit_compile, device, resolved.name)
+    if config.remat and not jit_compile:
+        raise UserError("--remat needs XLA, which is off here: add --jit_compile=true.")
     return Session(
         name=name,
         workdir=workdir,

@@ -90,6 +90,7 @@ def compile_classifier(
     fused_layers=None,
     steps_per_execution=1,
     microbatches=1,
+    remat=False,
 ):
     """Compiles a `Classifier` with cross entropy, accuracy and, above 10 classes, top-5 accuracy.
 
@@ -102,6 +103,7 @@ def compile_classifier(
         fused_layers: Whether layers train fused; see `accelerate`.
         steps_per_execution: Steps that one call from the host runs.
         microbatches: Parts in which each replica computes its batch.
+        remat: Whether activations are computed once more instead of kept; see `accelerate`.
     """
     metrics = [keras.metrics.CategoricalAccuracy(name="accuracy")]
     if classifier.classes > 10:
@@ -121,6 +123,7 @@ def compile_classifier(
         jit_compile=jit_compile,
         fused_layers=fused_layers,
         microbatches=microbatches,
+        remat=remat,
     )
     optimizer.build(classifier.trainable_variables)
     # Keras would build these on what the data holds, before `prepare`.

@@ -11,6 +11,8 @@ Examples:
     python -m tfmp benchmark --compare=before.json,after.json
     python -m tfmp benchmark --peer=torch --peer_python=PATH --batch_sizes=128,256
     python -m tfmp benchmark --policies=mixed_float16 --loss_scale=recipe,none
+    python -m tfmp benchmark --inputs=device --remat=false,true
+    python -m tfmp benchmark --inputs=device,host --dataset=folder:PATH
 
 Exit status: 0 done; 1 a measurement failed or is invalid; 2 a mistake in the flags, or files that
 can't be compared; 10 slower than --tolerance allows.
@@ -28,6 +30,7 @@ CHOICES = {
     "jit_compile": ("true", "false"),
     "inputs": ("device", "host"),
     "loss_scale": ("recipe", "none"),
+    "remat": ("false", "true"),
 }
 
 
@@ -44,11 +47,21 @@ class Config:
     jit_compile: tuple[str, ...] = cli.flag(
         ("true",), "With XLA or without, or both: true,false.", group="Work"
     )
+    remat: tuple[str, ...] = cli.flag(
+        ("false",),
+        "Keep activations or compute them once more (--remat of the recipe), or both: false,true.",
+        group="Work",
+    )
     batch_sizes: tuple[int, ...] = cli.flag((256,), "Images in a step.", group="Work")
     inputs: tuple[str, ...] = cli.flag(
         ("device", "host"),
-        "device: one batch that stays on the device; host: the recipe's own input pipeline, from "
-        "random images in the host's memory.",
+        "device: one batch that stays on the device; host: the recipe's own input pipeline.",
+        group="Work",
+    )
+    dataset: str = cli.flag(
+        "synthetic",
+        "What the pipeline reads: random images in the host's memory, or another --dataset of the "
+        "recipe, such as folder:PATH.",
         group="Work",
     )
     loss_scale: tuple[str, ...] = cli.flag(
@@ -114,6 +127,11 @@ class Config:
                 raise UserError(f"Expected --{name} of one or more, each once. Received: {given}.")
         if any(size < 1 for size in self.batch_sizes):
             raise UserError(f"Expected --batch_sizes above 0. Received: {self.batch_sizes}.")
+        if self.peer != "none" and self.dataset != "synthetic":
+            raise UserError(
+                f"Expected --dataset=synthetic with --peer={self.peer}, which reads nothing else. "
+                f"Received: {self.dataset}."
+            )
         if len(self.compare) > 2:
             raise UserError(f"Expected one or two files in --compare. Received: {self.compare}.")
 

@@ -6,8 +6,8 @@ import pathlib
 from tfmp.commands.benchmark import rows
 from tfmp.errors import DifferentError, UserError
 
-FORMAT = "tfmp benchmark 1"
-WORK = ("recipe", "model", "image_size", "tf32")
+FORMAT = "tfmp benchmark 2"
+WORK = ("recipe", "model", "image_size", "dataset", "tf32")
 # What may differ: the version under test, and the memory that others had left free.
 FREE = ("tfmp", "memory_bytes")
 

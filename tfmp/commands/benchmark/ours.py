@@ -16,6 +16,7 @@ from tfmp.data import to_device
 from tfmp.models import flops
 from tfmp.training import loop
 from tfmp.training.fused import fused_layers
+from tfmp.training.remat import recomputing
 
 
 class RecipeWork(timing.Work):
@@ -73,7 +74,7 @@ def measure(spec):
     config = cli.parse(recipe.Config, spec["flags"])
     session, data, classifier, _ = recipe.prepare(config)
     if spec["loss_scale"] == "none":
-        function = _without_loss_scale(classifier, session)
+        function = _without_loss_scale(classifier, session, remat=config.remat)
     else:
         function = classifier.make_train_function()
     with loop.naming_errors(config, classifier.model):
@@ -115,14 +116,18 @@ def in_force(measured, prepared, optimizer, device, jit_compile):
     }
 
 
-def _without_loss_scale(classifier, session):
+def _without_loss_scale(classifier, session, *, remat=False):
     """The bare step, of the same layers: no scale, no look at the gradients, nothing undone."""
     optimizer = loss_scale.inner(classifier.optimizer)
     training.compile_classifier(classifier, optimizer, jit_compile=session.jit_compile)
 
     @tf.function(jit_compile=session.jit_compile, autograph=False)
     def step(data):
-        with fused_layers(classifier) if session.fused_layers else contextlib.nullcontext():
+        with contextlib.ExitStack() as stack:
+            if session.fused_layers:
+                stack.enter_context(fused_layers(classifier))
+            if remat:
+                stack.enter_context(recomputing(classifier))
             return classifier.train_step(data)
 
     return lambda iterator: step(next(iterator))

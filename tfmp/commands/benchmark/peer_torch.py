@@ -182,6 +182,7 @@ def main(spec):
         "to_first_step_s": prepared + measured["first_step_s"],
         "peak_memory_bytes": torch.cuda.max_memory_allocated() if on_gpu else None,
         "jit_compile": spec["jit_compile"],
+        "cpu_s": None,  # its loader's processes are not in it
         "loss_scale": work.scaler.get_scale() if work.scaler.is_enabled() else None,
         "device": {
             "kind": "gpu" if on_gpu else "cpu",

@@ -19,6 +19,7 @@ class Case:
         batch_size: Images a step.
         input: "device" or "host".
         loss_scale: "recipe" or "none".
+        remat: Whether activations are computed once more instead of kept.
     """
 
     policy: str
@@ -26,12 +27,14 @@ class Case:
     batch_size: int
     input: str
     loss_scale: str
+    remat: bool = False
 
     def __str__(self):
         """In words, for the screen."""
         compiled = "compiled" if self.jit_compile else "not compiled"
         scale = "" if self.loss_scale == "recipe" else ", no loss scale"
-        return f"{self.policy}, {compiled}, batch {self.batch_size}, {self.input}{scale}"
+        remat = ", remat" if self.remat else ""
+        return f"{self.policy}, {compiled}, batch {self.batch_size}, {self.input}{scale}{remat}"
 
 
 def summarize(program, case, repeats, ours=None):
@@ -86,12 +89,19 @@ def _figures(case, measured, ours):
         "first_step_s": [repeat["first_step_s"] for repeat in measured],
         "to_first_step_s": [repeat["to_first_step_s"] for repeat in measured],
         "peak_memory_bytes": max(memory) if memory else None,
+        "cpu_cores": _cpu_cores(measured),
         "watts": watts,
         "joules_per_image": watts / images["median"] if watts else None,
         "tflops": tflops,
         "peak_tflops": peak,
         "share_of_peak": tflops / peak if tflops and peak else None,
     }
+
+
+def _cpu_cores(measured):
+    """Cores that the process kept busy in its windows; None where that is not known."""
+    busy = [second for repeat in measured for second in repeat.get("cpu_s") or []]
+    return sum(busy) / sum(sum(repeat["window_s"]) for repeat in measured) if busy else None
 
 
 def _spread(values):
@@ -107,7 +117,8 @@ def relate(rows):
     """Adds to rows what they are next to one another.
 
     `loss_scale_overhead`: the share of a step's time that the loss scale adds, next to the row
-    without. `to_peer`: images/s as a multiple of torch's.
+    without. `remat_speed` and `remat_memory`: images/s and peak memory as multiples of the row that
+    keeps its activations. `to_peer`: images/s as a multiple of torch's.
 
     Args:
         rows: List of what `summarize` returns; changed.
@@ -118,6 +129,11 @@ def relate(rows):
         if bare and bare is not row:
             ratio = row["ms_per_step"]["median"] / bare["ms_per_step"]["median"]
             row["loss_scale_overhead"] = ratio - 1
+        kept = known.get(key(row | {"remat": False}))
+        if kept and kept is not row:
+            row["remat_speed"] = speed(row) / speed(kept)
+            if row["peak_memory_bytes"] and kept["peak_memory_bytes"]:
+                row["remat_memory"] = row["peak_memory_bytes"] / kept["peak_memory_bytes"]
         peer = known.get(key(row | {"program": "torch"}))
         if peer and peer is not row:
             row["to_peer"] = speed(row) / speed(peer)
@@ -156,6 +172,7 @@ def _columns(row):
     yield "batch", str(row["batch_size"])
     yield "input", row["input"]
     yield "loss scale", row["loss_scale"]
+    yield "remat", "yes" if row["remat"] else "no"
     yield "images/s", _cell(images.get("median"), ",.0f")
     ends = [f"{images[name]:,.0f}" for name in ("lowest", "highest") if images]
     yield "lowest-highest", "-".join(ends) or "-"
@@ -163,11 +180,14 @@ def _columns(row):
     yield "ms/step", _cell(row.get("ms_per_step", {}).get("median"), ".2f")
     yield "first step s, each run", ", ".join(_cell(seconds, ".1f") for seconds in times)
     yield "peak GiB", _cell(row.get("peak_memory_bytes"), ".2f", 2.0**30)
+    yield "CPU cores", _cell(row.get("cpu_cores"), ".1f")
     yield "W", _cell(row.get("watts"), ".0f")
     yield "J/image", _cell(row.get("joules_per_image"), ".4f")
     yield "TFLOP/s", _cell(row.get("tflops"), ".3g")
     yield "of peak", _cell(row.get("share_of_peak"), ".1%")
     yield "scale costs", _cell(row.get("loss_scale_overhead"), "+.1%")
+    yield "remat speed", _cell(row.get("remat_speed"), ".3f")
+    yield "remat memory", _cell(row.get("remat_memory"), ".3f")
     yield "to torch", _cell(row.get("to_peer"), ".3f")
 
 

@@ -47,10 +47,14 @@ def measure(config, former=None):
     file = output_file(config.output or f"runs/benchmark-{now}.json")
     programs = ["tfmp", "torch"] if config.peer == "torch" else ["tfmp"]
     outcomes: dict = {(case, program): [] for case, _ in plans for program in programs}
-    rounds = list(itertools.product(range(config.repeats), plans, programs))
+    rounds = [
+        (case, words, program)
+        for _, (case, words), program in itertools.product(range(config.repeats), plans, programs)
+        if program == "tfmp" or not case.remat
+    ]
     results, driver = {}, power.driver_version()
     with power.Sampler() as sampler, ended_by_sigterm():
-        for number, (_, (case, words), program) in enumerate(rounds, start=1):
+        for number, (case, words, program) in enumerate(rounds, start=1):
             print(f"{number}/{len(rounds)} {program}: {case} ... ", end="", flush=True)
             outcome = _measured(config, program, case, words, sampler)
             print(_in_short(case, outcome), flush=True)
@@ -69,8 +73,10 @@ def measure(config, former=None):
 def _cases(config):
     lists = config.policies, config.jit_compile, config.batch_sizes, config.inputs
     return [
-        rows.Case(policy, xla == "true", batch, source, scale)
-        for policy, xla, batch, source, scale in itertools.product(*lists, config.loss_scale)
+        rows.Case(policy, xla == "true", batch, source, scale, remat == "true")
+        for policy, xla, batch, source, scale, remat in itertools.product(
+            *lists, config.loss_scale, config.remat
+        )
     ]
 
 
@@ -92,13 +98,14 @@ def flags(config, case):
         raise UserError(f"Expected --recipe out of {known}. Received: {config.recipe}.")
     recipe = importlib.import_module(f"tfmp.recipes.{config.recipe}")
     settings = {
-        "dataset": "synthetic",
+        "dataset": config.dataset,
         "validation_fraction": 0,
         "image_size": config.image_size,
         "model": config.model,
         "policy": case.policy,
         "tf32": str(config.tf32).lower(),
         "jit_compile": str(case.jit_compile).lower(),
+        "remat": str(case.remat).lower(),
         "strategy": "none",
         "batch_size": case.batch_size,
         "learning_rate": LEARNING_RATE * 256 / case.batch_size,

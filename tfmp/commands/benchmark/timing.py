@@ -48,9 +48,9 @@ def measure(work, *, steps, windows, clock=time.monotonic):
 
     Returns:
         A dict: `first_step_s`, `window_s` (list), `window_at` (begin and end of each by `clock`),
-        `step_alone_s` (list), `late_s` (for each window, how long a read of the weights took
-        behind its end), `steps`, `loss` (first and last) and `problems` (list of str): reasons
-        not to believe it.
+        `cpu_s` (for each window, seconds of this process' CPU time), `step_alone_s` (list),
+        `late_s` (for each window, how long a read of the weights took behind its end), `steps`,
+        `loss` (first and last) and `problems` (list of str): reasons not to believe it.
     """
     begin = clock()
     work.step()
@@ -60,21 +60,22 @@ def measure(work, *, steps, windows, clock=time.monotonic):
     for _ in range(steps):
         work.step()
     work.weight()  # waits for the warm-up
-    spans, alone, late, problems = [], [], [], []
+    spans, alone, late, busy, problems = [], [], [], [], []
     for _ in range(windows):
         begin = clock()
         work.step()
         counted = work.count()
         alone.append(clock() - begin)
         weight = work.weight()
-        begin = clock()
+        begin, begin_cpu = clock(), time.process_time()
         for _ in range(steps):
             work.step()
         advanced = work.count() - counted
-        end = clock()
+        end, end_cpu = clock(), time.process_time()
         moved = work.weight() - weight
         late.append(clock() - end)
         spans.append((begin, end))
+        busy.append(end_cpu - begin_cpu)
         if advanced != steps:
             problems.append(f"a window of {steps} steps advanced the device by {advanced}")
         if moved == 0:
@@ -87,6 +88,7 @@ def measure(work, *, steps, windows, clock=time.monotonic):
         "window_at": spans,
         "step_alone_s": alone,
         "late_s": late,
+        "cpu_s": busy,
         "steps": steps,
         "loss": loss,
         "problems": list(dict.fromkeys([*problems, *_doubts(seconds, steps, alone, late, loss)])),
