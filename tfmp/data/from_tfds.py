@@ -54,6 +54,44 @@ def load(name: str, options: Options, also_known: list[str]) -> Data:
     )
 
 
+def test_feature(name: str, feature: str, options: Options) -> list[str]:
+    """A feature of each test example, in the order in which `load` gives them.
+
+    Args:
+        name: As TFDS has it.
+        feature: Key of the feature.
+        options: Where the data lie.
+
+    Raises:
+        DataError: There is no such feature, or no test split to have it.
+    """
+    import tensorflow_datasets as tfds
+
+    builder = _builder(name, options.data_dir, [])
+    if not builder.info.splits:
+        prepare.prepare(name, builder, options)
+    kinds = (tfds.features.Scalar, tfds.features.ClassLabel, tfds.features.Text)
+    known = {
+        key: value
+        for key, value in builder.info.features.items()
+        if isinstance(value, kinds) and value.np_dtype.kind != "f"
+    }
+    if feature not in known:
+        raise DataError(
+            f"Expected a feature of {name} out of {', '.join(known) or 'none'}. Received: "
+            f"{feature!r}."
+        )
+    *_, test = _splits(name, _Source(builder, *_keys(name, builder.info)))
+    if test is None:
+        raise DataError(f"{name} has no test split of its own: use a table of the test examples.")
+    decoders = tfds.decode.PartialDecoding({feature: True})
+    dataset = builder.as_dataset(split=test, shuffle_files=False, decoders=decoders)
+    values = [example[feature] for example in dataset.as_numpy_iterator()]
+    if isinstance(known[feature], tfds.features.ClassLabel):
+        return [known[feature].int2str(int(value)) for value in values]
+    return [value.decode() if isinstance(value, bytes) else str(value) for value in values]
+
+
 class _Source:
     """A prepared builder, and which of its features are image and label."""
 
