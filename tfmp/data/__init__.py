@@ -81,7 +81,12 @@ def load(
 
 
 def test_feature(
-    name: str, feature: str, *, data_dir: str | None = None, manual_dir: str | None = None
+    name: str,
+    feature: str,
+    *,
+    data_dir: str | None = None,
+    manual_dir: str | None = None,
+    image_size: int | None = None,
 ) -> list[str]:
     """A feature of each test example, such as the superclass of `cifar100`.
 
@@ -90,6 +95,7 @@ def test_feature(
         feature: Key of the feature: a label, an integer or a string.
         data_dir: As for `load`.
         manual_dir: As for `load`.
+        image_size: As for `load`, whose order depends on it.
 
     Returns:
         One string an example, in the order of the `test` of `load`; the class's name for a label.
@@ -100,6 +106,7 @@ def test_feature(
     if name in DATASETS or name.partition(":")[0] in PREFIXES:
         raise DataError(
             f"Expected a data set of TFDS, whose examples have features. Received: {name}. Use a "
-            "table with a row for each test example."
+            "table with a row for each test example, as FILE.csv:COLUMN."
         )
-    return from_tfds.test_feature(name, feature, Options(data_dir, manual_dir))
+    options = Options(data_dir, manual_dir, image_size=image_size)
+    return from_tfds.test_feature(name, feature, options)

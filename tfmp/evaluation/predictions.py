@@ -6,9 +6,10 @@ import time
 import numpy as np
 import tensorflow as tf
 
-from tfmp import policies
-from tfmp.data import to_device
-from tfmp.errors import UserError
+from tfmp.data import DataError, to_device
+from tfmp.errors import OutOfMemoryError
+
+PROGRESS_SECONDS = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +45,8 @@ def predict(model, dataset, *, jit_compile=False, examples=None) -> Predictions:
         examples: Number of examples, to show progress where it takes long.
 
     Raises:
-        UserError: The outputs are not [batch, classes].
+        OutOfMemoryError: The device's memory does not hold a batch.
+        DataError: An image could not be decoded.
     """
 
     @tf.function(jit_compile=jit_compile, autograph=False)
@@ -52,29 +54,24 @@ def predict(model, dataset, *, jit_compile=False, examples=None) -> Predictions:
         return tf.cast(model(images, training=False), tf.float32)
 
     logits, labels, done, shown = [], [], 0, time.perf_counter()
-    for images, batch_labels, weights in to_device(dataset):
-        kept = weights.numpy() > 0
-        outputs = logits_of(images)
-        if outputs.shape.rank != 2:
-            raise UserError(
-                f"Expected outputs [batch, classes]. Received: {list(outputs.shape)} from "
-                f"{model.name!r}."
-            )
-        logits.append(outputs.numpy()[kept])
-        labels.append(batch_labels.numpy()[kept].astype(np.int64))
-        done += int(kept.sum())
-        if time.perf_counter() - shown > 10:
-            shown = time.perf_counter()
-            print(f"  {done:,} of {examples or 'unknown':,} examples", flush=True)
+    try:
+        for images, batch_labels, weights in to_device(dataset):
+            kept = weights.numpy() > 0
+            logits.append(logits_of(images).numpy()[kept])
+            labels.append(batch_labels.numpy()[kept].astype(np.int64))
+            done += int(kept.sum())
+            if time.perf_counter() - shown > PROGRESS_SECONDS:
+                shown = time.perf_counter()
+                print(f"  {done:,}" + (f" of {examples:,}" if examples else ""), flush=True)
+    except tf.errors.ResourceExhaustedError as error:
+        size = int(images.shape[0])
+        raise OutOfMemoryError(
+            f"Out of memory while predicting {size} images at once. Lower --batch_size."
+        ) from error
+    except tf.errors.InvalidArgumentError as error:
+        if "Decode" not in error.message:
+            raise
+        raise DataError(
+            f"An image is damaged: {error.message.splitlines()[0]}. Remove or replace it."
+        ) from error
     return Predictions(np.concatenate(logits), np.concatenate(labels))
-
-
-def under(model, policy):
-    """The same model with the same weights, computing under another policy.
-
-    Args:
-        model: Built Keras model; it stays as it is, unless it is a subclass with a `call` of its
-            own, which `tfmp.policies.set_policy` changes in place.
-        policy: One of `tfmp.policies.POLICIES`.
-    """
-    return policies.set_policy(model, policy)

@@ -5,8 +5,9 @@ import math
 import numpy as np
 
 from tfmp.errors import UserError
-from tfmp.metrics import classification
+from tfmp.metrics import bootstrap, calibration, classification
 
+CALIBRATION = ("nll", "brier", "ece", "adaptive_ece")
 REPLICATES = 2000
 
 
@@ -28,13 +29,15 @@ def summarize(
         groups: [examples], the group of each example, or None.
         bins: Number of bins of the calibration errors.
         temperature: What logits are divided by before they become probabilities.
-        replicates: Resampled test sets behind the intervals; 0 for none.
+        replicates: Resampled test sets behind the intervals; 0 for none of them.
         seed: Decides them.
 
     Returns:
-        Two dicts, metric -> value and metric -> its 95 % interval. Shares are in 0-1, `nll` in
-        nats, `brier` in 0-2. Where logits are not finite, the metrics of probabilities are NaN
-        and have no interval, and accuracies count those examples as wrong.
+        Two dicts, metric -> value and metric -> its 95 % interval: by bootstrap, but Wilson's for
+        the accuracy of a class or group, where the bootstrap of one that is all right would have
+        no width. Shares are in 0-1, `nll` in nats, `brier` in 0-2. A class without test examples
+        has the accuracy NaN. Where logits are not finite, the metrics of probabilities are NaN,
+        accuracies count those examples as wrong, and only the intervals of shares are there.
 
     Raises:
         UserError: The predictions are of another number of classes.
@@ -42,34 +45,74 @@ def summarize(
     classes = predictions.logits.shape[-1]
     if classes != len(class_names):
         raise UserError(
-            f"Expected a model of the data set's {len(class_names)} classes. Received: one of "
-            f"{classes}."
+            f"Expected logits of the data set's {len(class_names)} classes. Received: {classes}."
         )
     found = classification.outcomes(predictions.logits, predictions.labels, temperature)
-    finite = bool(found.finite.all())
-    per_class = _named(classification.shares(found.correct, found.labels), class_names)
     values = {
         "examples": len(found.labels),
         "non_finite": int((~found.finite).sum()),
         "accuracy": classification.top_k_accuracy(found, 1),
-        "top5_accuracy": classification.top_k_accuracy(found, 5) if classes > 5 else None,
-        "nll": float(found.nll.mean()),
-        "brier": float(found.brier.mean()),
-        "ece": classification.equal_width_bins(found, bins).error if finite else math.nan,
-        "adaptive_ece": classification.adaptive_bins(found, bins).error if finite else math.nan,
-        "per_class_accuracy": {name: share for name, (share, _) in per_class.items()},
-        "worst_class": _worst(per_class),
+        **({"top5_accuracy": classification.top_k_accuracy(found, 5)} if classes > 5 else {}),
+        **dict.fromkeys(CALIBRATION, math.nan),
     }
-    intervals = {"per_class_accuracy": _intervals(per_class)}
+    intervals: dict = {}
+    if found.finite.all():
+        values |= {"nll": float(found.nll.mean()), "brier": float(found.brier.mean())}
+        _errors(values, intervals, found, bins, replicates, seed)
+        if replicates:
+            _means(values, intervals, found, replicates, seed)
+    by_class = {str(name): found.labels == i for i, name in enumerate(class_names)}
+    _parts(values, intervals, found, "class", by_class)
     if groups is not None:
-        per_group = classification.shares(found.correct, groups)
-        values["per_group_accuracy"] = {name: share for name, (share, _) in per_group.items()}
-        values["worst_group"] = _worst(per_group)
-        intervals["per_group_accuracy"] = _intervals(per_group)
-    if replicates and finite:
-        drawn = classification.bootstrap(found, bins, replicates=replicates, seed=seed)
-        intervals |= {name: drawn[name] for name in drawn if values[name] is not None}
-    return {k: v for k, v in values.items() if v is not None}, intervals
+        names = np.unique(groups)
+        _parts(values, intervals, found, "group", {str(n): groups == n for n in names})
+    return values, intervals
+
+
+def _errors(values, intervals, found, bins, replicates, seed):
+    """Calibration errors, beside what chance makes of a calibrated model's."""
+    binned = {
+        "ece": calibration.equal_width_bins(found, bins),
+        "adaptive_ece": calibration.adaptive_bins(found, bins),
+    }
+    for name, these in binned.items():
+        values[name] = these.error
+        if replicates:
+            intervals[name], by_chance = bootstrap.interval_of_error(
+                found, these, replicates=replicates, seed=seed
+            )
+            values[f"{name}_if_calibrated"] = by_chance
+
+
+def _means(values, intervals, found, replicates, seed):
+    columns = {
+        "accuracy": found.correct,
+        "top5_accuracy": found.rank < 5,
+        "nll": found.nll,
+        "brier": found.brier,
+    }
+    kept = {name: column for name, column in columns.items() if name in values}
+    stacked = np.stack(list(kept.values()), 1)
+    drawn = bootstrap.intervals_of_means(stacked, replicates=replicates, seed=seed)
+    intervals |= dict(zip(kept, drawn.tolist(), strict=True))
+
+
+def _parts(values, intervals, found, kind, members):
+    """Accuracy of each class or group, and the worst of those that have examples."""
+    accuracies, ranges = {}, {}
+    for name, chosen in members.items():
+        examples = int(chosen.sum())
+        accuracies[name] = float(found.correct[chosen].mean()) if examples else math.nan
+        if examples:
+            ranges[name] = classification.interval_of_share(accuracies[name], examples)
+    values[f"per_{kind}_accuracy"] = accuracies
+    intervals[f"per_{kind}_accuracy"] = ranges
+    worst = min(ranges, key=accuracies.__getitem__)
+    values[f"worst_{kind}"] = {
+        "name": worst,
+        "accuracy": accuracies[worst],
+        "examples": int(members[worst].sum()),
+    }
 
 
 def compare(predictions, reference):
@@ -83,42 +126,38 @@ def compare(predictions, reference):
         A dict: `flips` and `flipped_share`, of examples whose predicted class differs;
         `became_wrong` and `became_right` among them; `largest_logit_difference` and
         `mean_logit_difference`, absolute; `relative_logit_difference`, the root of the mean
-        square over that of the reference's logits, each less its example's mean. Differences
-        are over the examples whose logits are finite in both, whose number is `compared`.
+        square over that of the reference's logits, each less its example's mean. Logits are
+        compared where they are finite in both, in `compared` examples; NaN if in none.
+
+    Raises:
+        UserError: They are of other examples or classes.
     """
-    ours, theirs = (classification.outcomes(x.logits, x.labels) for x in (predictions, reference))
+    a, b = predictions, reference
+    if a.logits.shape != b.logits.shape or not np.array_equal(a.labels, b.labels):
+        raise UserError(
+            "Expected predictions of the same examples, in the same order. Received: logits of "
+            f"{list(a.logits.shape)} and {list(b.logits.shape)}, or other labels."
+        )
+    ours, theirs = (classification.outcomes(x.logits, x.labels) for x in (a, b))
     flipped = ours.predicted != theirs.predicted
     both = ours.finite & theirs.finite
-    a, b = (np.asarray(x.logits, np.float64)[both] for x in (predictions, reference))
-    differences = np.abs(a - b)
-    centered, base = ((x - x.mean(1, keepdims=True)) for x in (a - b, b))
-    none = not both.any()
+    differences = a.logits[both].astype(np.float64) - b.logits[both]
+    base = b.logits[both].astype(np.float64)
+    some = bool(both.any())
     return {
         "compared": int(both.sum()),
         "flips": int(flipped.sum()),
         "flipped_share": float(flipped.mean()),
         "became_wrong": int((flipped & theirs.correct).sum()),
         "became_right": int((flipped & ours.correct).sum()),
-        "largest_logit_difference": math.nan if none else float(differences.max()),
-        "mean_logit_difference": math.nan if none else float(differences.mean()),
-        "relative_logit_difference": math.nan
-        if none
-        else float(np.sqrt((centered**2).mean() / max((base**2).mean(), 1e-300))),
+        "largest_logit_difference": float(np.abs(differences).max()) if some else math.nan,
+        "mean_logit_difference": float(np.abs(differences).mean()) if some else math.nan,
+        "relative_logit_difference": _spread(differences) / _spread(base)
+        if some and _spread(base)
+        else math.nan,
     }
 
 
-def _named(shares, names):
-    return {names[index]: share for index, share in shares.items()}
-
-
-def _worst(shares):
-    name = min(shares, key=lambda key: shares[key][0])
-    share, examples = shares[name]
-    return {"name": name, "accuracy": share, "examples": examples}
-
-
-def _intervals(shares):
-    return {
-        name: classification.interval_of_share(share, examples)
-        for name, (share, examples) in shares.items()
-    }
+def _spread(logits):
+    """Root of the mean square; the mean over an example's classes changes no probability."""
+    return float(np.sqrt(((logits - logits.mean(1, keepdims=True)) ** 2).mean()))

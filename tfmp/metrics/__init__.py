@@ -1,1 +1,1 @@
-"""Pure functions of arrays that say how good, calibrated and alike predictions are."""
+"""Pure functions of arrays that say how right and how calibrated predictions are."""

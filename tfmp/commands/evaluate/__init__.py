@@ -6,18 +6,23 @@ each of them, so that a gap between training and inference shows.
 Examples:
     python -m tfmp evaluate runs/digits
     python -m tfmp evaluate runs/digits --policies=float32,mixed_float16,mixed_bfloat16
-    python -m tfmp evaluate runs/cifar100 --group_by=coarse_label --temperature_scaling
+    python -m tfmp evaluate --model=runs/cifar100 --group_by=coarse_label --temperature_scaling
     python -m tfmp evaluate runs/digits --group_by=writers.csv:half
     python -m tfmp evaluate model.keras --dataset=folder:photos --workdir=evaluated
 
 Leaves in --workdir:
-    evaluation.json     metric -> data set -> value; "intervals" likewise, and what it was made with
-    predictions.npz     logits, labels, and groups where given; predictions-POLICY.npz likewise
+    evaluation.json     metric -> data set -> value; "intervals", "temperature_scaled" and
+                        "policies" hold the same form; "made_with" says what it was made with
+    predictions.npz     logits, labels, groups if any; predictions-POLICY.npz of other policies
     reliability.png     accuracy over confidence
     confusion.png       true against predicted classes
 
+Intervals are by bootstrap over the test images: what another test set of the same kind would
+change, and not what another training would. Those of single classes and groups are Wilson's.
+
 Exit status: 0 done; 1 crash; 2 a mistake in the flags, the model or the data; 3 logits that are
-not finite, which are counted and never averaged away.
+not finite: the files say how many, those examples count as wrong, and nll, brier and calibration
+are null.
 
 References:
     Guo et al. 2017, "On calibration of modern neural networks" (ECE, temperature scaling).
@@ -36,8 +41,11 @@ from tfmp.errors import UserError
 class Config:
     """What to evaluate."""
 
-    model: str = cli.flag(
-        "", "A .keras file or the folder of a finished run.", group="Model", positional=True
+    model: str | None = cli.flag(
+        None,
+        "A .keras file or the folder of a finished run; takes images of 0-255.",
+        group="Model",
+        positional=True,
     )
     policies: tuple[str, ...] = cli.flag(
         (),
@@ -91,8 +99,6 @@ class Config:
 
     def __post_init__(self):
         """Checks what the types don't hold."""
-        if not self.model:
-            raise UserError("Expected a model: a .keras file or the folder of a run.")
         for name, least in {"batch_size": 1, "bins": 1, "replicates": 0, "seed": 0}.items():
             if getattr(self, name) < least:
                 raise UserError(
@@ -106,11 +112,16 @@ class Config:
                 f"{', '.join(wrong)}."
             )
         if self.split != "test" and (self.group_by or self.temperature_scaling):
-            raise UserError("--group_by and --temperature_scaling are for --split=test.")
+            raise UserError(
+                "Expected --split=test with --group_by or --temperature_scaling. Received: "
+                f"{self.split}."
+            )
 
 
 def run(config):
     """Evaluates; returns what evaluation.json holds."""
-    from tfmp.commands.evaluate import session  # which loads Keras; `--help` need not
+    from tfmp.commands.evaluate import session  # it loads Keras, which --help need not
 
+    if not config.model:
+        raise UserError("Expected --model: a .keras file or the folder of a finished run.")
     return session.evaluate(config)
