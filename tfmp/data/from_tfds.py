@@ -90,7 +90,7 @@ def _plain_features(features):
     return {
         key: feature
         for key, feature in features.items()
-        if isinstance(feature, kinds) and feature.np_dtype.kind != "f"
+        if isinstance(feature, kinds) and np.dtype(feature.np_dtype).kind != "f"
     }
 
 

@@ -16,15 +16,16 @@ def reliability(bins, file, title):
         title: Title of the figure.
     """
     figure, (above, below) = _figure((5, 6), 2, height_ratios=[3, 1], sharex=True)
-    figure.suptitle(title)
+    figure.suptitle(f"{title}\nECE {bins.error:.4f}")
     widths = np.diff(bins.edges)
     edge = {"align": "edge", "edgecolor": "white", "linewidth": 0.5}
-    above.bar(bins.edges[:-1], np.nan_to_num(bins.accuracy), widths, **edge, label="accuracy")
+    heights = np.nan_to_num(bins.accuracy)
+    above.bar(bins.edges[:-1], heights, widths, **edge, color="lightsteelblue", label="accuracy")
     above.plot([0, 1], [0, 1], "k--", linewidth=1, label="calibrated")
     above.plot(bins.confidence, bins.accuracy, "ko", markersize=4, label="at mean confidence")
     above.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="accuracy")
-    above.text(0.97, 0.04, f"ECE {bins.error:.4f}", ha="right", transform=above.transAxes)
-    above.legend(loc="upper left")
+    # Above the axes: inside of them it would cover bars.
+    above.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
     below.bar(bins.edges[:-1], bins.count, widths, **edge, color="gray")
     below.set(xlabel="confidence", ylabel="examples")
     _write(figure, file)

@@ -24,8 +24,9 @@ def intervals_of_means(columns, *, replicates: int, seed: int, confidence: float
     References:
         Efron and Tibshirani 1993, "An introduction to the bootstrap", chapter 13.
     """
-    drawn = np.concatenate([w @ columns for w in _weights(len(columns), replicates, seed)])
-    return np.quantile(drawn, _ends(confidence), axis=0).T
+    examples = len(columns)
+    drawn = np.concatenate([counts @ columns for counts in _counts(examples, replicates, seed)])
+    return np.quantile(drawn / examples, _ends(confidence), axis=0).T
 
 
 def interval_of_error(
@@ -57,8 +58,8 @@ def interval_of_error(
     examples, last = len(found.labels), len(bins.count)
     gaps = found.correct - found.confidence
     by_bin = gaps[:, None] * (bins.index[:, None] == np.arange(last))
-    drawn = [np.abs(w @ by_bin).sum(1) for w in _weights(examples, replicates, seed)]
-    low, high = np.quantile(np.concatenate(drawn), _ends(confidence))
+    drawn = [np.abs(counts @ by_bin).sum(1) for counts in _counts(examples, replicates, seed)]
+    low, high = np.quantile(np.concatenate(drawn) / examples, _ends(confidence))
     rng = np.random.default_rng([seed, 1])
     by_chance = []
     for _ in range(replicates):
@@ -74,11 +75,10 @@ def _ends(confidence):
     return (1 - confidence) / 2, (1 + confidence) / 2
 
 
-def _weights(examples, replicates, seed):
-    """Weights of the examples, [replicates, examples] in parts that fit into memory."""
+def _counts(examples, replicates, seed):
+    """How often each example is drawn, [replicates, examples] in parts that fit into memory."""
     rng = np.random.default_rng(seed)
     chunk = max(1, CHUNK // examples)
     for start in range(0, replicates, chunk):
         count = min(chunk, replicates - start)
-        drawn = rng.multinomial(examples, np.full(examples, 1 / examples), count)
-        yield drawn / examples
+        yield rng.multinomial(examples, np.full(examples, 1 / examples), count).astype(np.float64)
