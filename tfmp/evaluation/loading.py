@@ -87,7 +87,7 @@ def with_logits(model):
         inner.activation = keras.activations.linear
         return model, f"{inner.name!r} without its softmax"
     if isinstance(inner, keras.layers.Softmax) and inner is last:
-        return keras.Model(model.inputs, inner.input), f"the input of {inner.name!r}"
+        return keras.Model(model.inputs[0], inner.input), f"the input of {inner.name!r}"
     if isinstance(inner, keras.layers.Softmax) or activation in (
         keras.activations.sigmoid,
         keras.activations.hard_sigmoid,
