@@ -43,5 +43,5 @@ def test_other_mistakes(tmp_path):
     with pytest.raises(errors.UserError, match=r"data set of TFDS.*FILE\.csv:COLUMN"):
         evaluation.read_groups("writer", "digits", 3)
     many = "n\n" + "".join(f"{i}\n" for i in range(1001))
-    with pytest.raises(errors.UserError, match="at most 1000 groups. Received: 1001"):
+    with pytest.raises(errors.UserError, match=r"at most 1000 groups. Received: 1001"):
         read(tmp_path, many, "n", 1001)

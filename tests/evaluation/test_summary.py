@@ -65,7 +65,7 @@ def test_what_is_not_finite_is_counted_and_not_averaged_away():
 
 
 def test_another_number_of_classes():
-    with pytest.raises(errors.UserError, match="data set's 2 classes. Received: 3"):
+    with pytest.raises(errors.UserError, match=r"data set's 2 classes. Received: 3"):
         evaluation.summarize(predictions(), ("cat", "dog"))
 
 

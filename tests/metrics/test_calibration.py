@@ -1,5 +1,7 @@
 """Calibration errors and temperature: by hand, by a second formula, and on known models."""
 
+import itertools
+
 import numpy as np
 import pytest
 import scipy.special
@@ -52,7 +54,7 @@ def test_a_second_formula(kind):
     if kind == "adaptive_bins":
         edges[1:-1] = np.sort(confidence)[np.ceil(777 * edges[1:-1]).astype(int) - 1]
     error = 0.0
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in itertools.pairwise(edges):
         inside = (confidence > low) & (confidence <= high)
         if inside.any():
             error += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())

@@ -86,11 +86,12 @@ def _plain_features(features):
     """Those with one value an example that can name a group."""
     import tensorflow_datasets as tfds
 
-    kinds = (tfds.features.Scalar, tfds.features.ClassLabel, tfds.features.Text)
     return {
         key: feature
         for key, feature in features.items()
-        if isinstance(feature, kinds) and np.dtype(feature.np_dtype).kind != "f"
+        if isinstance(feature, tfds.features.Tensor)  # which numbers, labels and texts are
+        and feature.shape == ()
+        and np.dtype(feature.np_dtype).kind != "f"
     }
 
 

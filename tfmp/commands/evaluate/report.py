@@ -68,8 +68,8 @@ def _policies(policies, name):
                 change = values["accuracy"][name] - policies[reference]["accuracy"][name]
                 yield f"  {policy} against {reference}"
                 yield (
-                    f"    {found['flips']:,} flips, {found['became_wrong']:,} from right to wrong and "
-                    f"{found['became_right']:,} from wrong to right; accuracy {change:+.4f}"
+                    f"    {found['flips']:,} flips, {found['became_wrong']:,} from right to wrong "
+                    f"and {found['became_right']:,} from wrong to right; accuracy {change:+.4f}"
                 )
                 yield (
                     f"    logits differ by {_short(found['largest_logit_difference'])} at most, "
