@@ -121,7 +121,7 @@ def test_intervals_of_means_have_the_width_of_theory():
 
 @pytest.mark.parametrize("factor", [1.0, 3.0])
 def test_the_interval_of_a_calibration_error_has_the_true_one(factor):
-    """At 95 %, at least 32 of 40 test sets; percentiles would have 0 of 40 at the factor 1."""
+    """Of intervals at 95 %, in at least 32 of 40 test sets."""
     large = classification.outcomes(*drawn(200_000, factor, seed=99))
     true = calibration.equal_width_bins(large).error
     hits, floors = 0, []

@@ -38,8 +38,9 @@ def interval_of_error(
     and resampling adds as much again: percentiles of resampled errors lie above the truth, up to
     all of them. So the interval is turned around the estimate ("basic" bootstrap), and begins at 0
     where a calibrated model of the same confidences would show an error as large. Held against
-    models of known error (360 and 2,000 examples, errors of 0 to 0.1, 300 draws each), intervals
-    at 95 % had the truth in 87 to 97 % of cases, percentiles in 0 to 95 %.
+    models of two classes and known error (0, 0.03 and 0.1; 360 and 2,000 examples; both kinds of
+    15 bins; 300 test sets each), such intervals had the truth in 86 to 98 % of cases, percentiles
+    in 0 to 95 %. The estimate itself may lie above the interval, for it is biased upwards.
 
     Args:
         found: Outcomes, all of them finite.
