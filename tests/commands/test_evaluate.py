@@ -12,7 +12,7 @@ import pytest
 import sklearn.datasets
 import sklearn.metrics
 
-from tfmp import __main__, cli, errors, policies
+from tfmp import __main__, cli, errors, evaluation, policies
 from tfmp.commands import evaluate
 from tfmp.commands.evaluate import session
 
@@ -214,6 +214,22 @@ def test_overflow_of_one_policy_alone(trained, tmp_path):
     assert value(results, "accuracy") > 0.8 and value(results, "non_finite") == 0
     assert value(results["policies"]["mixed_float16"], "ece") is None
     assert value(results["policies"]["mixed_float16"], "against_float32")["compared"] == 0
+
+
+def test_a_model_that_can_not_be_copied_is_not_compared_with_itself():
+    class Own(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = keras.layers.Dense(2)
+
+        def call(self, x):
+            return self.dense(x)
+
+    model = Own()
+    model(np.zeros((1, 3), "float32"))
+    subject = evaluation.Subject(model, pathlib.Path("own.keras"), "", {}, "as they are")
+    with pytest.raises(errors.UserError, match=r"functional or Sequential.*Received: Own"):
+        session._models(subject, ("mixed_float16",))
 
 
 @pytest.mark.parametrize(

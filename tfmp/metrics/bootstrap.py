@@ -66,10 +66,10 @@ def interval_of_error(
     for _ in range(replicates):
         gaps = (rng.random(examples) < found.confidence) - found.confidence
         by_chance.append(np.abs(np.bincount(bins.index, gaps, last)).sum() / examples)
-    low, high = 2 * bins.error - high, max(2 * bins.error - low, 0.0)
+    low, high = np.clip([2 * bins.error - high, 2 * bins.error - low], 0, 1)
     if bins.error <= np.quantile(by_chance, _ends(confidence)[1]):
         low = 0.0
-    return [max(float(low), 0.0), float(high)], float(np.mean(by_chance))
+    return [float(low), float(high)], float(np.mean(by_chance))
 
 
 def _ends(confidence):

@@ -12,7 +12,8 @@ Examples:
 
 Leaves in --workdir:
     evaluation.json     metric -> data set -> value; "intervals", "temperature_scaled" and
-                        "policies" hold the same form; "made_with" says what it was made with
+                        "policies" hold the same form; "temperature_missing" says why there
+                        is no temperature, "made_with" what it all was made with
     predictions.npz     logits, labels, groups if any; predictions-POLICY.npz of other policies
     reliability.png     accuracy over confidence
     confusion.png       true against predicted classes
