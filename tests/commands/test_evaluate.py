@@ -172,7 +172,8 @@ def test_a_model_of_half_precision_without_float32(trained, tmp_path, capsys):
     assert results["made_with"]["policy"] == "mixed_bfloat16"
     assert "against_mixed_bfloat16" in results["policies"]["mixed_float16"]
     assert results["examples"] == {"digits/validation": 142}
-    assert "mixed_float16 against mixed_bfloat16" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "mixed_float16 against mixed_bfloat16" in out and "may have seen them" in out
 
 
 def damaged(trained, folder, weight):
@@ -196,6 +197,16 @@ def test_weights_that_are_not_finite(trained, tmp_path, capsys):
     assert not (tmp_path / "out" / "reliability.png").exists()
     out = capsys.readouterr().out
     assert "360 examples, counted as wrong" in out and "unknown" in out
+
+
+def test_a_temperature_without_validation_images(trained, tmp_path):
+    (tmp_path / "model.keras").write_bytes((trained / "model.keras").read_bytes())
+    results = json.loads((trained / "results.json").read_text())
+    results["config"]["validation_fraction"] = 0.0
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    with pytest.raises(errors.UserError, match="Expected validation images"):
+        run(str(tmp_path), "--temperature_scaling", f"--workdir={tmp_path / 'out'}")
+    assert not (tmp_path / "out").exists()
 
 
 def test_overflow_of_one_policy_alone(trained, tmp_path):

@@ -47,7 +47,7 @@ def test_logits_of_every_end(head, functional, tmp_path):
     np.testing.assert_allclose(np.asarray(half(images), "float32"), logits, atol=0.02)
 
 
-@pytest.mark.parametrize("activation", ["sigmoid", "log_softmax"])
+@pytest.mark.parametrize("activation", ["sigmoid", "hard_sigmoid"])
 def test_other_ends_are_refused(activation):
     model = keras.Sequential([keras.Input((3,)), layers.Dense(3, activation)])
     with pytest.raises(errors.UserError, match="Save it without its last activation"):

@@ -44,6 +44,15 @@ def test_half_precision_gives_float32(jit_compile, monkeypatch, capsys):
     np.testing.assert_allclose(found.logits, exact.logits, atol=2e-3)
 
 
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+def test_probabilities_are_refused(policy):
+    with policies.scope(policy):
+        model = mean_of_pixels(policy)
+        model = keras.Model(model.inputs[0], keras.ops.softmax(model.outputs[0]))
+    with pytest.raises(errors.UserError, match="outputs are probabilities"):
+        evaluation.predict(model, data.load("digits").test(360))
+
+
 def test_a_file_of_predictions(tmp_path):
     found = evaluation.Predictions(np.eye(3, dtype="float32"), np.arange(3))
     found.save(tmp_path / "p.npz", groups=np.array(["a", "b", "c"]))

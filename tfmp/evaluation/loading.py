@@ -88,11 +88,8 @@ def with_logits(model):
         return model, f"{inner.name!r} without its softmax"
     if isinstance(inner, keras.layers.Softmax) and inner is last:
         return keras.Model(model.inputs[0], inner.input), f"the input of {inner.name!r}"
-    if isinstance(inner, keras.layers.Softmax) or activation in (
-        keras.activations.sigmoid,
-        keras.activations.hard_sigmoid,
-        keras.activations.log_softmax,
-    ):
+    sigmoids = (keras.activations.sigmoid, keras.activations.hard_sigmoid)
+    if isinstance(inner, keras.layers.Softmax) or activation in sigmoids:
         raise UserError(
             f"Expected a model that ends in logits, or in a softmax of its own. Received: "
             f"{inner.name!r} at the end of {model.name!r}. Save it without its last activation."

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfmp.data import DataError, to_device
-from tfmp.errors import OutOfMemoryError
+from tfmp.errors import OutOfMemoryError, UserError
 
 PROGRESS_SECONDS = 10
 
@@ -47,6 +47,7 @@ def predict(model, dataset, *, jit_compile=False, examples=None) -> Predictions:
     Raises:
         OutOfMemoryError: The device's memory does not hold a batch.
         DataError: An image could not be decoded.
+        UserError: The outputs are probabilities.
     """
 
     @tf.function(jit_compile=jit_compile, autograph=False)
@@ -74,4 +75,11 @@ def predict(model, dataset, *, jit_compile=False, examples=None) -> Predictions:
         raise DataError(
             f"An image is damaged: {error.message.splitlines()[0]}. Remove or replace it."
         ) from error
-    return Predictions(np.concatenate(logits), np.concatenate(labels))
+    found = Predictions(np.concatenate(logits), np.concatenate(labels))
+    # Where `with_logits` can't see it, as in a softmax that is no layer.
+    if (found.logits >= 0).all() and np.allclose(found.logits.sum(-1), 1, atol=0.01):
+        raise UserError(
+            f"Expected a model that gives logits. Received: {model.name!r}, whose outputs are "
+            "probabilities. Save it without its last operation."
+        )
+    return found

@@ -30,8 +30,7 @@ def evaluate(config):
     subject = evaluation.load(config.model)
     asked = {name: getattr(config, name) for name in ("data_dir", "manual_dir", "split")}
     data, options = evaluation.data_for(subject, config.dataset, **asked)
-    if config.temperature_scaling and data.validation is None:
-        raise UserError(f"Expected validation images for --temperature_scaling. {data.name} has 0.")
+    _check_validation(config, subject, data)
     groups = None
     if config.group_by:
         examples = data.sizes["test"]
@@ -45,6 +44,20 @@ def evaluate(config):
     print(report.text(written, found.name, workdir), flush=True)
     _check_finite(written, found.name, workdir)
     return written
+
+
+def _check_validation(config, subject, data):
+    if config.temperature_scaling and data.validation is None:
+        raise UserError(
+            "Expected validation images for --temperature_scaling, such as a run with "
+            f"--validation_fraction above 0 has. Received: {data.name}, without."
+        )
+    uses = config.temperature_scaling or config.split == "validation"
+    if uses and data.name != subject.run.get("config", {}).get("dataset"):
+        print(
+            f"note: {subject.path} does not say what it was trained on. Where {data.name} has no "
+            "validation images of its own they are held out of train, and it may have seen them."
+        )
 
 
 def _workdir(config):
