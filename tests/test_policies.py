@@ -209,7 +209,7 @@ def test_nothing_symbolic_stays_half(kind):
     assert not policies.uses_float16(back)
     # The given model is as it was.
     assert model.dtype_policy.name == "mixed_float16"
-    assert policies.uses_float16(model)
+    assert policies.uses_float16(model) and policies.policy_of(model) == "mixed_float16"
 
 
 def test_a_float32_model_keeps_outputs_and_raw_inputs_float32():
@@ -327,14 +327,14 @@ def test_a_malformed_map_file_is_refused(tmp_path, text):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_uses_float16(kind):
-    assert not policies.uses_float16(KINDS[kind]())
-    with scope("mixed_bfloat16"):
-        assert not policies.uses_float16(KINDS[kind]())
-    with scope("mixed_float16"):
-        assert policies.uses_float16(KINDS[kind]())
+    for policy in ("float32", "mixed_bfloat16", "mixed_float16"):
+        with scope(policy):
+            model = KINDS[kind]()
+        assert policies.uses_float16(model) == (policy == "mixed_float16")
+        assert policies.policy_of(model) == policy
     model = KINDS[kind]()
     change.sublayers(model)[-1].dtype_policy = "mixed_float16"
-    assert policies.uses_float16(model)
+    assert policies.uses_float16(model) and policies.policy_of(model) == "mixed_float16"
 
 
 def test_what_cannot_be_changed_is_refused():

@@ -64,6 +64,9 @@ def tiny_tfds(tmp_path_factory):
                     {
                         "image": tfds.features.Image(shape=(10, 10, 1)),
                         "label": tfds.features.ClassLabel(names=["a", "b", "c", "d"]),
+                        "number": np.int64,
+                        "writer": tfds.features.Text(),
+                        "score": np.float32,
                     }
                 ),
                 supervised_keys=("image", "label"),
@@ -77,7 +80,16 @@ def tiny_tfds(tmp_path_factory):
             labeled = split != "test" or "validation" not in splits[self.builder_config.name]
             for number in range(count):
                 image = np.full((10, 10, 1), number, np.uint8)
-                yield number, {"image": image, "label": number % 4 if labeled else -1}
+                yield (
+                    number,
+                    {
+                        "image": image,
+                        "label": number % 4 if labeled else -1,
+                        "number": number,
+                        "writer": f"writer {number // 6}",
+                        "score": 0.5,
+                    },
+                )
 
     data_dir = tmp_path_factory.mktemp("tfds")
     for name in splits:

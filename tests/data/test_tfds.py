@@ -58,6 +58,27 @@ def test_what_stands_in_for_a_missing_split(tiny_tfds, image_size):
     assert sum(alone.sizes.values()) == 50 and min(alone.sizes.values()) >= 3
 
 
+@pytest.mark.parametrize("config", ["", "/unlabeled_test"])
+@pytest.mark.parametrize("image_size", [None, 12], ids=["in memory", "streamed"])
+def test_features_come_in_the_order_of_the_test_images(tiny_tfds, image_size, config):
+    name, options = f"tiny_images{config}", {"data_dir": tiny_tfds, "image_size": image_size}
+    test = data.load(name, **options).test(5)
+    numbers = np.concatenate([images[w > 0][:, 5, 5, 0] for images, _, w in test])
+    assert data.test_feature(name, "number", **options) == [str(n) for n in numbers]
+    assert data.test_feature(name, "writer", **options) == [f"writer {n // 6}" for n in numbers]
+    assert data.test_feature(name, "label", **options) == ["abcd"[n % 4] for n in numbers]
+
+
+def test_features_that_are_not_there(tiny_tfds):
+    with pytest.raises(data.DataError, match="out of label, number, writer"):
+        data.test_feature("tiny_images", "score", data_dir=tiny_tfds)
+    with pytest.raises(data.DataError, match=r"labeled test split.*Use a table"):
+        data.test_feature("tiny_images/train_alone", "label", data_dir=tiny_tfds)
+    for name in ("digits", "folder:photos"):
+        with pytest.raises(data.DataError, match=r"data set of TFDS.*FILE\.csv:COLUMN"):
+            data.test_feature(name, "label")
+
+
 def test_no_validation_set(tiny_tfds):
     for image_size in (None, 12):
         loaded = data.load(

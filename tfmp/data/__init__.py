@@ -26,6 +26,7 @@ __all__ = [
     "load",
     "pipeline",
     "steps_per_epoch",
+    "test_feature",
     "to_device",
 ]
 
@@ -77,3 +78,35 @@ def load(
         return from_tfds.load(name, options, also_known=known)
     except OSError as error:
         raise DataError(f"Can't read {name}: {error}.") from error
+
+
+def test_feature(
+    name: str,
+    feature: str,
+    *,
+    data_dir: str | None = None,
+    manual_dir: str | None = None,
+    image_size: int | None = None,
+) -> list[str]:
+    """A feature of each test example, such as the superclass of `cifar100`.
+
+    Args:
+        name: A name that TFDS knows, of a set with a test split of its own.
+        feature: Key of the feature: a label, an integer or a string.
+        data_dir: As for `load`.
+        manual_dir: As for `load`.
+        image_size: As for `load`, whose order depends on it.
+
+    Returns:
+        One string an example, in the order of the `test` of `load`; the class's name for a label.
+
+    Raises:
+        DataError: The data set is not of TFDS, or has no such feature.
+    """
+    if name in DATASETS or name.partition(":")[0] in PREFIXES:
+        raise DataError(
+            f"Expected a data set of TFDS, whose examples have features. Received: {name}. Use a "
+            "table with a row for each test example, as FILE.csv:COLUMN."
+        )
+    options = Options(data_dir, manual_dir, image_size=image_size)
+    return from_tfds.test_feature(name, feature, options)

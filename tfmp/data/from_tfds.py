@@ -32,14 +32,10 @@ def load(name: str, options: Options, also_known: list[str]) -> Data:
         DataError: If TFDS doesn't know the name, the set isn't one of labeled images, or it is
             neither prepared nor can be.
     """
-    builder = _builder(name, options.data_dir, also_known)
-    image_key, label_key = _keys(name, builder.info)
-    if not builder.info.splits:
-        prepare.prepare(name, builder, options)
-    source = _Source(builder, image_key, label_key)
+    source = _prepared(name, options, also_known)
     train, validation, test = _splits(name, source)
     shape, in_memory = _shape(source, train, options.image_size)
-    small = "crop_flip" if builder.name in MIRRORED else "crop"
+    small = "crop_flip" if source.builder.name in MIRRORED else "crop"
     augmentation = "flip" if crops.is_large(shape) else small
     if not in_memory:
         return _streamed(name, source, (train, validation, test), shape, augmentation, options)
@@ -52,6 +48,58 @@ def load(name: str, options: Options, also_known: list[str]) -> Data:
         augmentation=augmentation,
         options=options,
     )
+
+
+def test_feature(name: str, feature: str, options: Options) -> list[str]:
+    """A feature of each test example, in the order in which `load` gives them.
+
+    Args:
+        name: As TFDS has it.
+        feature: Key of the feature.
+        options: Where the data lie.
+
+    Raises:
+        DataError: There is no such feature, or no test split to have it.
+    """
+    source = _prepared(name, options, [])
+    known = _plain_features(source.builder.info.features)
+    if feature not in known:
+        raise DataError(
+            f"Expected a feature of {name} out of {', '.join(known)}. Received: {feature!r}."
+        )
+    train, _, test = _splits(name, source)
+    if test is None:
+        raise DataError(
+            f"Expected a labeled test split, to have the feature {feature!r}. Received: {name}, "
+            "of whose training images some are held out. Use a table of the test examples."
+        )
+    if _shape(source, train, options.image_size)[1]:
+        decoders = {source.image_key: source.raw}
+        examples = source.builder.as_dataset(split=test, shuffle_files=False, decoders=decoders)
+    else:
+        examples = _shards(source, test).in_order().map(source.deserialize)
+    values = examples.map(lambda example: example[feature]).as_numpy_iterator()
+    return [_as_text(known[feature], value) for value in values]
+
+
+def _plain_features(features):
+    """Those with one value an example that can name a group."""
+    import tensorflow_datasets as tfds
+
+    return {
+        key: feature
+        for key, feature in features.items()
+        if isinstance(feature, tfds.features.Tensor)  # which numbers, labels and texts are
+        and feature.shape == ()
+        and np.dtype(feature.np_dtype).kind != "f"
+    }
+
+
+def _as_text(feature, value) -> str:
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    names = getattr(feature, "names", None)
+    return names[int(value)] if names and value >= 0 else str(value)
 
 
 class _Source:
@@ -74,11 +122,20 @@ class _Source:
 
     def parse(self, serialized: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """The encoded image and the label of a record."""
+        example = self.deserialize(serialized)
+        return example[self.image_key], example[self.label_key]
+
+    def deserialize(self, serialized: tf.Tensor) -> dict:
+        """All features of a record, with the image as it is encoded."""
+        decoders = {self.image_key: self.raw}
+        return self.builder.info.features.deserialize_example(serialized, decoders=decoders)
+
+    @property
+    def raw(self):
+        """What leaves an image encoded."""
         import tensorflow_datasets as tfds
 
-        decoders = {self.image_key: tfds.decode.SkipDecoding()}
-        example = self.builder.info.features.deserialize_example(serialized, decoders=decoders)
-        return example[self.image_key], example[self.label_key]
+        return tfds.decode.SkipDecoding()
 
 
 def _streamed(name, source, splits, shape, augmentation, options) -> Data:
@@ -128,6 +185,14 @@ def _shards(source, split) -> shards.Shards:
         take=tuple(file.take for file in info.file_instructions),
         record_bytes=max(info.num_bytes / info.num_examples, 1),
     )
+
+
+def _prepared(name, options, also_known) -> _Source:
+    builder = _builder(name, options.data_dir, also_known)
+    keys = _keys(name, builder.info)
+    if not builder.info.splits:
+        prepare.prepare(name, builder, options)
+    return _Source(builder, *keys)
 
 
 def _builder(name, data_dir, also_known):

@@ -4,7 +4,7 @@ A policy is a `keras.dtype_policies` object throughout, so each function works a
 program. "Half" stands for float16 and bfloat16.
 """
 
-from tfmp.policies.change import set_policy, uses_float16
+from tfmp.policies.change import policy_of, set_policy, uses_float16
 from tfmp.policies.choice import (
     POLICIES,
     Resolved,
@@ -20,6 +20,7 @@ __all__ = [
     "POLICIES",
     "Resolved",
     "load",
+    "policy_of",
     "resolve",
     "save",
     "scope",

@@ -20,9 +20,22 @@ def uses_float16(model: keras.Model) -> bool:
     If so, training wants a loss scale; Keras adds one only where the model's own policy is
     mixed_float16.
     """
-    layers = [model, *sublayers(model)]
+    return "float16" in _compute_dtypes(model)
+
+
+def policy_of(model: keras.Model) -> str:
+    """The entry of `POLICIES` by which a model's layers compute: the half one if any of them does.
+
+    A model's own `dtype_policy` says nothing: Keras' files don't keep it.
+    """
+    dtypes = _compute_dtypes(model)
+    halves = [dtype for dtype in ("float16", "bfloat16") if dtype in dtypes]
+    return f"mixed_{halves[0]}" if halves else "float32"
+
+
+def _compute_dtypes(model):
     # A functional model computes nothing itself; a subclassed one may.
-    return any(x.compute_dtype == "float16" for x in layers if not _is_graph(x))
+    return {x.compute_dtype for x in [model, *sublayers(model)] if not _is_graph(x)}
 
 
 def set_policy(model: keras.Model, policy: str | DTypePolicy) -> keras.Model:

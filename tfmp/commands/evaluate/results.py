@@ -1,0 +1,140 @@
+"""What evaluation.json holds: metric -> data set -> value, and what it was made with."""
+
+import dataclasses
+import datetime
+import typing
+
+import numpy as np
+
+from tfmp import evaluation, hardware, provenance
+from tfmp.data import Data
+from tfmp.errors import UserError
+from tfmp.evaluation.summary import CALIBRATION
+from tfmp.metrics import calibration, classification
+from tfmp.training import session
+
+# Above this number the matrix is left to confusion.png and predictions.npz.
+CLASSES_IN_JSON = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluated:
+    """All that was predicted.
+
+    Attributes:
+        config: A `tfmp.commands.evaluate.Config`.
+        subject: A `tfmp.evaluation.Subject`.
+        data: A `tfmp.data.Data`.
+        groups: [examples] of strings, or None.
+        jit_compile: Whether XLA compiled, by policy; the model's own comes first.
+        predictions: `Predictions` by policy, and of "validation" where a temperature is wanted.
+    """
+
+    config: typing.Any
+    subject: evaluation.Subject
+    data: Data
+    groups: np.ndarray | None
+    jit_compile: dict
+    predictions: dict
+
+    @property
+    def own(self) -> str:
+        """The model's own policy."""
+        return next(iter(self.jit_compile))
+
+    @property
+    def name(self) -> str:
+        """What the results call the data."""
+        split = self.config.split
+        return self.data.name if split == "test" else f"{self.data.name}/{split}"
+
+    def outcomes(self):
+        """Those of the model's own policy."""
+        own = self.predictions[self.own]
+        return classification.outcomes(own.logits, own.labels)
+
+
+def compiles(config, policy) -> bool:
+    """Whether XLA compiles the predictions under a policy; "auto" as in training."""
+    return session.compiles(config.jit_compile, hardware.describe(), policy)
+
+
+def collect(found: Evaluated) -> dict:
+    """The whole of evaluation.json."""
+    values, intervals = _summary(found, found.own, replicates=found.config.replicates)
+    results = _named(found, values) | {"intervals": _named(found, intervals)}
+    if found.config.temperature_scaling:
+        results |= _temperature(found)
+    if len(found.data.class_names) <= CLASSES_IN_JSON:
+        matrix = classification.confusion(found.outcomes())
+        results |= _named(found, {"confusion": matrix.tolist()})
+    return results | {"policies": _policies(found, values), "made_with": _made_with(found)}
+
+
+def _named(found, values):
+    return {metric: {found.name: value} for metric, value in values.items()}
+
+
+def _summary(found, policy, **options):
+    return evaluation.summarize(
+        found.predictions[policy],
+        found.data.class_names,
+        groups=found.groups,
+        bins=found.config.bins,
+        seed=found.config.seed,
+        **options,
+    )
+
+
+def _temperature(found):
+    """Calibration with a temperature fitted on the validation images, or why there is none."""
+    known = found.predictions["validation"]
+    try:
+        fitted = calibration.temperature(known.logits, known.labels)
+    except UserError as error:
+        return _named(found, {"temperature": None, "temperature_missing": str(error)})
+    replicates = found.config.replicates
+    values, intervals = _summary(found, found.own, temperature=fitted, replicates=replicates)
+    scaled = {
+        **_named(found, {k: v for k, v in values.items() if k in CALIBRATION}),
+        "intervals": _named(found, {k: v for k, v in intervals.items() if k in CALIBRATION}),
+    }
+    return {**_named(found, {"temperature": fitted}), "temperature_scaled": scaled}
+
+
+def _policies(found, own_values):
+    """The metrics under each policy, and what it differs in from float32, or else from its own."""
+    reference = "float32" if "float32" in found.jit_compile else found.own
+    policies = {}
+    for policy in found.jit_compile:
+        values = own_values if policy == found.own else _summary(found, policy, replicates=0)[0]
+        if policy != reference:
+            both = found.predictions[policy], found.predictions[reference]
+            values = values | {f"against_{reference}": evaluation.compare(*both)}
+        policies[policy] = _named(found, values)
+    return policies
+
+
+def _made_with(found):
+    run = found.subject.run
+    return {
+        "config": dataclasses.asdict(found.config),
+        "model": str(found.subject.path),
+        "model_sha256": found.subject.sha256,
+        "logits": found.subject.logits,
+        "run": {key: run.get(key) for key in ("name", "policy", "seed", "git_commit", "final")},
+        "policy": found.own,
+        "jit_compile": found.jit_compile,
+        "tf32": hardware.tf32_in_force(),
+        "device": dataclasses.asdict(hardware.describe()),
+        "data": {
+            "name": found.data.name,
+            "split": found.config.split,
+            "examples": found.data.sizes[found.config.split],
+            "input_shape": found.data.input_shape,
+            "class_names": found.data.class_names,
+        },
+        "versions": provenance.versions(),
+        "git_commit": provenance.git_commit(),
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }

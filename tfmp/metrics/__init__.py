@@ -1,0 +1,1 @@
+"""Pure functions of arrays that say how right and how calibrated predictions are."""
