@@ -39,3 +39,9 @@ class DifferentError(TfmpError):
     """What was compared is different."""
 
     exit_status = 10
+
+
+class UndecidedError(TfmpError):
+    """There are not enough runs to tell."""
+
+    exit_status = 11

@@ -15,6 +15,10 @@ from tfmp import power as gpu_power
 from tfmp.errors import UserError
 from tfmp.training import fused
 
+# Settings that decide nothing of what is trained.
+FREE_SETTINGS = {"workdir", "resume", "save_every_steps", "tensorboard", "data_dir", "manual_dir"}
+FREE_SETTINGS |= {"compile_cache", "measure_inference", "price_per_hour"}
+
 
 @dataclasses.dataclass(frozen=True)
 class Session:
@@ -176,13 +180,11 @@ def open_workdir(name, config):
 def _same_settings(former, config, workdir):
     if not isinstance(former, dict):
         raise UserError(f"Expected settings in {workdir / 'config.json'}. Received: {former!r}.")
-    free = {"workdir", "resume", "save_every_steps", "tensorboard", "data_dir", "manual_dir"}
-    free |= {"compile_cache", "measure_inference", "price_per_hour"}
     now = json.loads(json.dumps(dataclasses.asdict(config)))
     changed = [
         f"--{key} was {former.get(key)!r} and is {value!r}"
         for key, value in now.items()
-        if key not in free and former.get(key) != value
+        if key not in FREE_SETTINGS and former.get(key) != value
     ]
     if changed:
         raise UserError(

@@ -1,0 +1,253 @@
+"""`python -m tfmp parity`: on evaluations as they lie there, and as a whole on the digits."""
+
+import contextlib
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from tfmp import __main__, cli, errors
+from tfmp.commands import parity
+from tfmp.commands.parity import report, runs
+from tfmp.evaluation import Predictions
+
+ROOT = pathlib.Path(__file__).parents[2]
+NAMES = ["cat", "dog", "owl"]
+
+
+def write(folder, logits, labels, seed, groups=None, data="pets", **results):
+    """An evaluation as `python -m tfmp evaluate` leaves it, with its run's results beside."""
+    folder.mkdir(parents=True)
+    more = {} if groups is None else {"groups": groups}
+    Predictions(np.float32(logits), labels).save(folder / "predictions.npz", **more)
+    made_with = {"data": {"name": data, "class_names": NAMES}, "run": {"seed": seed}}
+    (folder / "evaluation.json").write_text(json.dumps({"made_with": made_with}))
+    if results:
+        (folder / "results.json").write_text(json.dumps(results))
+    return folder
+
+
+def folders(tmp_path, *, runs=4, examples=3000, harm=0.0, whim=0.22, **more):
+    """Flags that name two kinds of runs; `harm` of the other's owls are taken for cats."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(examples) % 3
+    flags = []
+    for kind in ("reference", "other"):
+        found = []
+        for seed in range(runs):
+            logits = whim * rng.normal(size=(examples, 3))
+            logits[np.arange(examples), labels] += 1.0
+            if kind == "other":
+                owls = np.flatnonzero(labels == 2)
+                logits[owls[: round(harm * len(owls))], 0] = 9.0
+            found.append(write(tmp_path / f"{kind}-{seed}", logits, labels, seed, **more))
+        flags.append(f"--{kind}_runs={','.join(map(str, found))}")
+    return [*flags, f"--workdir={tmp_path / 'out'}"]
+
+
+def run(*flags):
+    return parity.run(cli.parse(parity.Config, list(flags)))
+
+
+def status(*flags):
+    with pytest.raises(SystemExit) as ended:
+        __main__.main(["parity", *flags])
+    return ended.value.code
+
+
+def test_equal_kinds(tmp_path, capsys):
+    flags = folders(tmp_path)
+    found = run(*flags)
+    assert found == json.loads((tmp_path / "out" / "parity.json").read_text())
+    assert (found["verdict"], found["runs"], found["paired"]) == ("equivalent", [4, 4], True)
+    assert found["made_with"]["config"]["margin"] == 0.005
+    assert [len(kind) for kind in found["made_with"]["runs"]] == [4, 4]
+    printed = capsys.readouterr().out
+    assert "accuracy" in printed and "class accuracy of owl" in printed and "flips" in printed
+    assert status(*flags) == 2  # the folder has a comparison
+    assert run(*flags, "--resume")["tests"] == found["tests"]
+
+
+def test_a_harm(tmp_path, capsys):
+    assert status(*folders(tmp_path, harm=0.05)) == 10
+    assert "error: different:" in (err := capsys.readouterr().err) and "accuracy of owl" in err
+    assert json.loads((tmp_path / "out" / "parity.json").read_text())["verdict"] == "different"
+
+
+def test_not_enough_runs(tmp_path, capsys):
+    assert status(*folders(tmp_path, runs=3, examples=120, whim=0.4)) == 11
+    assert "error: not enough runs:" in capsys.readouterr().err
+
+
+def test_costs_side_by_side(tmp_path, capsys):
+    results = {
+        "cost": {"seconds": 20.0, "joules": None},
+        "images_per_second": 500.0,
+        "peak_memory_bytes": 2**30,
+        "loss_scale": {"final": 1024.0, "skipped_steps": 3},
+        "seconds": {"per_epoch": [2.0, 3.0, 4.0]},
+        "final": {"val_accuracy": 0.9},
+    }
+    flags = folders(tmp_path, **results)
+    log = "epoch,val_accuracy\n0,0.5\n1,0.895\n2,0.9\n"
+    for folder in tmp_path.glob("*-[0-9]"):
+        (folder / "metrics.csv").write_text(log)
+    (tmp_path / "other-0" / "metrics.csv").write_text(log.replace("0.895", "0.8"))
+    costs = run(*flags)["costs"]
+    assert costs["target_accuracy"] == pytest.approx(0.891)
+    assert costs["seconds_to_target"] == [5.0, 5.0]  # the medians
+    assert costs["training_seconds"] == [20.0, 20.0] and costs["joules"] == [None, None]
+    printed = capsys.readouterr().out
+    assert "500 images/s (1.00 of it)" in printed and "energy" not in printed
+    (tmp_path / "other-0" / "metrics.csv").unlink()
+    assert run(*flags, "--resume")["costs"]["seconds_to_target"] == [5.0, None]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--runs=2"], "3 runs or more"),
+        (["--reference_runs=a,b,c"], "together"),
+        (["--reference_runs=a,b,c", "--other_runs=d,e"], "3 runs or more"),
+        (["--reference_runs=a,b,c", "--other_runs=d,e,f"], "a folder of a run"),
+        (["--policy=float32"], "two policies"),
+        (["--policy=float8"], "float8"),
+        (["--margin=0"], "--margin above 0"),
+        (["--alpha=1"], "--alpha above 0, below 1"),
+        (["--resume"], "--workdir"),
+        (["--recipe=none"], "--recipe out of"),
+        (["--recipe_flags=--seed=3"], "without --seed"),
+        (["--recipe_flags=--epochs=none"], "epochs"),
+        (["--workdir=/proc/no"], "Can't use --workdir"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing(flags, said, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert status(*flags) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_mistakes_in_the_runs(tmp_path):
+    flags = folders(tmp_path / "a", runs=3)
+    reference = flags[0].partition("=")[2]
+    with pytest.raises(errors.UserError, match="each run once"):
+        run(flags[0], f"--other_runs={reference}")
+    other = folders(tmp_path / "b", runs=3, data="plants")[1]
+    with pytest.raises(errors.UserError, match=r"on the same data.*plants"):
+        run(flags[0], other, f"--workdir={tmp_path / 'c'}")
+    (tmp_path / "a" / "other-1" / "predictions.npz").write_bytes(b"PK\x03\x04 half a file")
+    with pytest.raises(errors.UserError, match=r"Expected an evaluation in .*other-1"):
+        run(*flags)
+
+
+def test_groups_have_to_be_the_same(tmp_path):
+    groups = np.array(["old", "new"] * 1500)
+    flags = folders(tmp_path / "a", runs=3, groups=groups)
+    with contextlib.suppress(errors.UndecidedError):
+        run(*flags)
+    found = json.loads((tmp_path / "a" / "out" / "parity.json").read_text())
+    assert {"old", "new"} <= {row["name"] for row in found["tests"]}
+    other = folders(tmp_path / "b", runs=3, groups=groups[::-1])[1]
+    with pytest.raises(errors.UserError, match="the same groups"):
+        run(flags[0], other, f"--workdir={tmp_path / 'c'}")
+
+
+def test_a_finished_run_is_reused_only_if_it_is_the_same(tmp_path):
+    config = cli.parse(parity.Config, [f"--workdir={tmp_path}", "--recipe_flags=--epochs=3"])
+    first = runs.plan(config, tmp_path)[0]
+    assert (first.name, first.kind) == ("float32-0", "reference")
+    assert [plan.name for plan in runs.plan(config, tmp_path)][:4] == [
+        "float32-0",
+        "mixed_float16-0",
+        "float32-1",
+        "mixed_float16-1",
+    ]
+    first.folder.mkdir(parents=True)
+    (first.folder / "results.json").write_text(json.dumps({"config": {"epochs": 5}}))
+    with pytest.raises(errors.UserError, match="trained with --"):
+        runs.plan(config, tmp_path)
+
+
+FAMILY = """
+import pathlib, signal, sys, time
+pathlib.Path({file!r}).write_text("here")
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_training_saves_first(tmp_path, number):
+    file = tmp_path / "started"
+    code = (
+        "import pathlib; from tfmp import cli; from tfmp.commands.parity import runs\n"
+        f"words = ['-c', {FAMILY.format(file=str(file))!r}]\n"
+        "try:\n"
+        f"    runs._run(words, pathlib.Path({str(tmp_path / 'log')!r}))\n"
+        "except runs.StoppedError as error:\n"
+        "    raise SystemExit(error.exit_status)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    until = time.monotonic() + 60
+    while not file.exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    time.sleep(0.2)
+    process.send_signal(number)
+    assert process.wait(30) == 75
+
+
+def test_what_a_child_says_is_passed_on(tmp_path):
+    for exit_status, kind in ((2, errors.UserError), (3, errors.NonFiniteError)):
+        words = ["-c", f"import sys; print('error: it is so'); sys.exit({exit_status})"]
+        with pytest.raises(kind, match="a-run: it is so"):
+            runs._run(words, tmp_path / "logs" / "a-run.log")
+    with pytest.raises(errors.TfmpError):
+        runs._run(["-c", "raise SystemExit(1)"], tmp_path / "logs" / "b.log")
+
+
+def test_a_run_is_trained_and_evaluated(tmp_path, capsys):
+    words = [f"--workdir={tmp_path}", "--reference=mixed_bfloat16", "--recipe_flags=--epochs=1"]
+    config = cli.parse(parity.Config, words)
+    plan = runs.plan(config, tmp_path)[1]
+    runs.train(plan)
+    found = runs.evaluate(plan, tmp_path)
+    assert found.predictions.logits.shape == (360, 10) and found.data == "digits"
+    assert found.results["policy"] == "mixed_float16" and found.made_with["run"]["seed"] == 0
+    before = (tmp_path / "evaluated" / plan.name / "evaluation.json").stat().st_mtime_ns
+    runs.train(plan)
+    runs.evaluate(plan, tmp_path)
+    assert (tmp_path / "evaluated" / plan.name / "evaluation.json").stat().st_mtime_ns == before
+    assert "trained before" in capsys.readouterr().out
+    (plan.folder / "model.keras").write_bytes(b"another")
+    with pytest.raises(errors.UserError, match="of another model"):
+        runs.evaluate(plan, tmp_path)
+
+
+def test_the_screen_shows_what_is_not_settled(tmp_path):
+    tests = [
+        {"metric": "accuracy", "name": None, "verdict": "open"},
+        *(
+            {"metric": "class_accuracy", "name": str(i), "verdict": "equivalent", "difference": -i}
+            for i in range(10)
+        ),
+    ]
+    assert [row["name"] for row in report._shown(tests)] == [None, "7", "8", "9"]
+
+
+@pytest.mark.slow
+def test_the_digits_as_a_whole(tmp_path):
+    flags = ["--runs=3", "--recipe_flags=--epochs=10", f"--workdir={tmp_path / 'out'}"]
+    assert status(*flags) == 11
+    found = json.loads((tmp_path / "out" / "parity.json").read_text())
+    assert "of each would do" in found["reason"]
+    assert min(found["tests"][0]["means"]) > 0.93

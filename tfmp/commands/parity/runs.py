@@ -1,0 +1,261 @@
+"""The runs to compare: trained and evaluated in processes of their own, or taken as they are."""
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import typing
+import zipfile
+
+import numpy as np
+
+from tfmp import cli, recipes
+from tfmp.errors import NonFiniteError, StoppedError, TfmpError, UserError
+from tfmp.evaluation import Predictions
+from tfmp.training.session import FREE_SETTINGS
+
+# For a training to save and stop, after Ctrl-C.
+SAVING_SECONDS = 120
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A run before it is there.
+
+    Attributes:
+        kind: "reference" or "other".
+        name: The run's name, on the screen and under evaluated/.
+        folder: Of the run, or of its evaluation.
+        recipe: Module of tfmp.recipes that trains it; None: it is taken as it is.
+        flags: The recipe's flags.
+    """
+
+    kind: str
+    name: str
+    folder: pathlib.Path
+    recipe: str | None = None
+    flags: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluated:
+    """A run that was evaluated.
+
+    Attributes:
+        kind: "reference" or "other".
+        name: The run's name.
+        predictions: `tfmp.evaluation.Predictions` of the test examples.
+        groups: [examples] of str, or None.
+        class_names: List of str.
+        data: The data set's name.
+        results: The run's results.json; empty where there is none.
+        log: Path of its metrics.csv, which may not be there.
+        made_with: What the evaluation says of its origin.
+    """
+
+    kind: str
+    name: str
+    predictions: Predictions
+    groups: typing.Any
+    class_names: list[str]
+    data: str
+    results: dict
+    log: pathlib.Path
+    made_with: dict
+
+
+def plan(config, workdir) -> list[Plan]:
+    """All runs, those of one seed next to one another.
+
+    Args:
+        config: A `tfmp.commands.parity.Config`.
+        workdir: The comparison's folder.
+
+    Raises:
+        UserError: A folder is not there or is named twice, or the recipe refuses a flag.
+    """
+    if config.reference_runs:
+        return _taken(config)
+    if config.recipe not in recipes.names():
+        known = ", ".join(recipes.names())
+        raise UserError(f"Expected --recipe out of {known}. Received: {config.recipe}.")
+    given = {flag.lstrip("-").partition("=")[0] for flag in config.recipe_flags}
+    if taken := sorted({"policy", "seed", "workdir", "resume"} & given):
+        raise UserError(f"Expected --recipe_flags without --{taken[0]}, which differs by the run.")
+    recipe = importlib.import_module(f"tfmp.recipes.{config.recipe}")
+    plans = []
+    for seed in range(config.runs):
+        for kind, policy in (("reference", config.reference), ("other", config.policy)):
+            name = f"{policy}-{seed}"
+            folder = workdir / "runs" / name
+            flags = (f"--policy={policy}", f"--seed={seed}", f"--workdir={folder}")
+            flags += ("--measure_inference=false", *config.recipe_flags)
+            _check_finished(folder, cli.parse(recipe.Config, list(flags)))
+            plans.append(Plan(kind, name, folder, config.recipe, flags))
+    return plans
+
+
+def _taken(config):
+    plans = [
+        Plan(kind, f"{kind}-{index}-{pathlib.Path(folder).name}", pathlib.Path(folder).expanduser())
+        for kind in ("reference", "other")
+        for index, folder in enumerate(getattr(config, f"{kind}_runs"))
+    ]
+    folders = [plan.folder.resolve() for plan in plans]
+    for plan, folder in zip(plans, folders, strict=True):
+        if not folder.is_dir():
+            raise UserError(f"Expected a folder of a run. Received: {plan.folder}.")
+        if folders.count(folder) > 1:
+            raise UserError(f"Expected each run once. Received: {plan.folder} twice.")
+    return plans
+
+
+def _check_finished(folder, config):
+    """A finished run is reused only if it is what would be trained."""
+    results = _json(folder / "results.json")
+    now = json.loads(json.dumps(dataclasses.asdict(config)))
+    former = results.get("config", now)
+    changed = [key for key in now if key not in FREE_SETTINGS and former.get(key) != now[key]]
+    if changed:
+        raise UserError(
+            f"{folder} was trained with --{changed[0]}={former.get(changed[0])}, and now it is "
+            f"{now[changed[0]]}. Give the same flags, or choose another --workdir."
+        )
+
+
+# --- processes
+
+
+def train(plan: Plan):
+    """Trains a run, or goes on with it, unless it is finished or taken as it is.
+
+    Raises:
+        NonFiniteError: The training became non-finite.
+        StoppedError: The user stopped it; its state is saved.
+        UserError: The recipe says that the user made a mistake.
+        TfmpError: It failed.
+    """
+    if plan.recipe is None:
+        return
+    if (plan.folder / "results.json").exists():
+        print(f"{plan.name}: trained before", flush=True)
+        return
+    words = ["-m", f"tfmp.recipes.{plan.recipe}", *plan.flags]
+    if (plan.folder / "config.json").exists():
+        words.append("--resume")
+    print(f"{plan.name}: training ... ", end="", flush=True)
+    _run(words, plan.folder.parent / f"{plan.name}.log")
+    results = _json(plan.folder / "results.json")
+    accuracy = results["final"].get("test_accuracy")
+    seconds = results["seconds"]["total"]
+    print(f"test accuracy {accuracy:.4f} in {seconds:,.0f} s" if accuracy else "done", flush=True)
+
+
+def evaluate(plan: Plan, workdir, group_by=None) -> Evaluated:
+    """Evaluates a run in a process of its own, unless that was done before.
+
+    Args:
+        plan: A run that is finished, or a folder that an evaluation has left.
+        workdir: The comparison's folder.
+        group_by: As for `python -m tfmp evaluate`.
+
+    Raises:
+        UserError: It can't be evaluated.
+    """
+    folder = plan.folder
+    if not (folder / "evaluation.json").exists():
+        folder = workdir / "evaluated" / plan.name
+        if not (folder / "evaluation.json").exists():
+            print(f"{plan.name}: evaluating ... ", end="", flush=True)
+            words = ["-m", "tfmp", "evaluate", str(plan.folder), f"--workdir={folder}"]
+            words += ["--replicates=0", *([f"--group_by={group_by}"] if group_by else [])]
+            # Logits that are not finite are for the comparison to judge.
+            _run(words, workdir / "evaluated" / f"{plan.name}.log", accepted=(0, 3))
+            print("done", flush=True)
+    return _read(plan, folder)
+
+
+def _read(plan, folder):
+    evaluation = _json(folder / "evaluation.json")
+    model = plan.folder / "model.keras"
+    try:
+        if model.exists() and evaluation["made_with"]["model_sha256"] != _sha256(model):
+            raise ValueError("the evaluation of another model")
+        data = evaluation["made_with"]["data"]
+        # (NumPy leaves a damaged file open.)
+        with open(folder / "predictions.npz", "rb") as file, np.load(file) as arrays:
+            predictions = Predictions(arrays["logits"], arrays["labels"])
+            groups = arrays.get("groups")
+    except (KeyError, OSError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"Expected an evaluation in {folder}. Received: {type(error).__name__}: {error}. "
+            "Remove the folder, so that it is evaluated again."
+        ) from error
+    return Evaluated(
+        kind=plan.kind,
+        name=plan.name,
+        predictions=predictions,
+        groups=groups,
+        class_names=data["class_names"],
+        data=data["name"],
+        results=_json(plan.folder / "results.json"),
+        log=plan.folder / "metrics.csv",
+        made_with=evaluation["made_with"],
+    )
+
+
+def _sha256(file):
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _json(file):
+    """A file's content; {} where it is not there."""
+    try:
+        found = json.loads(file.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"Can't read {file}: {error}. Remove its folder.") from error
+    if not isinstance(found, dict):
+        raise UserError(f"Can't read {file}: it holds no results. Remove its folder.")
+    return found
+
+
+def _run(words, log, accepted=(0,)):
+    """Runs Python with its output in a file; Ctrl-C and SIGTERM let it save and stop first."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "a") as lines:
+        child = subprocess.Popen(
+            [sys.executable, *words],
+            stdin=subprocess.DEVNULL,
+            stdout=lines,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        former = signal.signal(signal.SIGTERM, _interrupt)
+        try:
+            status = child.wait()
+        except KeyboardInterrupt:
+            child.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
+                child.wait(SAVING_SECONDS)
+            raise StoppedError("Stopped. Go on with the same flags and --resume.") from None
+        finally:
+            child.kill()
+            child.wait()
+            signal.signal(signal.SIGTERM, former)
+    if status in accepted:
+        return
+    last = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-1:]
+    reason = f"{' '.join(last).removeprefix('error: ')} ({log})"
+    kinds = {2: UserError, 3: NonFiniteError, 75: StoppedError}
+    raise kinds.get(status, TfmpError)(f"{pathlib.Path(log).stem}: {reason}")
+
+
+def _interrupt(number, frame):
+    raise KeyboardInterrupt

@@ -1,0 +1,121 @@
+"""One comparison: trains, evaluates, compares, writes and prints."""
+
+import dataclasses
+import datetime
+import pathlib
+
+from tfmp import provenance
+from tfmp.commands.parity import costs, report, runs
+from tfmp.errors import DifferentError, TfmpError, UndecidedError, UserError
+from tfmp.evaluation import parity
+from tfmp.files import write_json
+
+
+def compare(config):
+    """Compares two kinds of runs.
+
+    Args:
+        config: A `tfmp.commands.parity.Config`.
+
+    Returns:
+        What parity.json holds, where the kinds are equivalent.
+
+    Raises:
+        DifferentError: They differ; the files are written before.
+        UndecidedError: There are not enough runs to tell; likewise.
+        NonFiniteError: A training became non-finite.
+        StoppedError: The user stopped a training.
+        UserError: A mistake in the flags or the runs.
+    """
+    workdir = _workdir(config)
+    plans = runs.plan(config, workdir)
+    _make(workdir)
+    for plan in plans:
+        runs.train(plan)
+    evaluated = [runs.evaluate(plan, workdir, config.group_by) for plan in plans]
+    kinds = [[x for x in evaluated if x.kind == kind] for kind in ("reference", "other")]
+    _check(kinds)
+    margins = parity.Margins(config.margin, config.part_margin, config.ece_margin)
+    found = parity.compare(
+        [x.predictions for x in kinds[0]],
+        [x.predictions for x in kinds[1]],
+        kinds[0][0].class_names,
+        paired=_paired(kinds),
+        groups=kinds[0][0].groups,
+        margins=margins,
+        alpha=config.alpha,
+    )
+    written = {
+        "kinds": ["reference", "other"]
+        if config.reference_runs
+        else [config.reference, config.policy],
+        **found,
+        "costs": costs.compare(kinds, config.target_accuracy),
+        "made_with": {
+            "config": dataclasses.asdict(config),
+            "runs": [[x.made_with for x in kind] for kind in kinds],
+            "versions": provenance.versions(),
+            "git_commit": provenance.git_commit(),
+            "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        },
+    }
+    try:
+        written = write_json(workdir / "parity.json", written)
+    except OSError as error:
+        raise TfmpError(f"Can't write to {workdir}: {error}.") from error
+    print(report.text(written, workdir), flush=True)
+    return _end(written)
+
+
+def _end(written):
+    sentence = f"{written['verdict']}: {written['reason']}."
+    if written["verdict"] == "different":
+        raise DifferentError(sentence)
+    if written["verdict"] != "equivalent":
+        raise UndecidedError(sentence)
+    return written
+
+
+def _workdir(config):
+    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")[:-3]
+    workdir = pathlib.Path(config.workdir or f"runs/parity-{now}").expanduser()
+    try:
+        if workdir.exists() and any(workdir.iterdir()) and not config.resume:
+            raise UserError(
+                f"{workdir} is not empty. Add --resume to go on with a comparison there, or choose "
+                "another --workdir."
+            )
+    except OSError as error:
+        raise UserError(f"Can't use --workdir={workdir}: {error}.") from None
+    return workdir
+
+
+def _make(workdir):
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"Can't use --workdir={workdir}: {error}.") from None
+
+
+def _paired(kinds):
+    """Whether the runs have the same seeds, in the same order."""
+    seeds = [[run.made_with.get("run", {}).get("seed") for run in kind] for kind in kinds]
+    return seeds[0] == seeds[1] and None not in seeds[0] and len(set(seeds[0])) == len(seeds[0])
+
+
+def _check(kinds):
+    """The reference's logits have to be finite, and all runs of the same data."""
+    first = kinds[0][0]
+    for run in (x for kind in kinds for x in kind):
+        if run.class_names != first.class_names or run.data != first.data:
+            raise UserError(
+                f"Expected runs evaluated on the same data. Received: {first.name} on "
+                f"{first.data} and {run.name} on {run.data}, or other classes."
+            )
+        same_groups = (run.groups is None) == (first.groups is None) and (
+            run.groups is None or (run.groups == first.groups).all()
+        )
+        if not same_groups:
+            raise UserError(
+                f"Expected the same groups in all runs. Received: others in {run.name}."
+            )
