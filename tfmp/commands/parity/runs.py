@@ -93,8 +93,9 @@ def plan(config, workdir) -> list[Plan]:
         for kind, policy in (("reference", config.reference), ("other", config.policy)):
             name = f"{policy}-{seed}"
             folder = workdir / "runs" / name
-            flags = (f"--policy={policy}", f"--seed={seed}", f"--workdir={folder}")
-            flags += ("--measure_inference=false", *config.recipe_flags)
+            # Behind the recipe's: a --flagfile among them comes first, and the last one wins.
+            flags = (*config.recipe_flags, f"--policy={policy}", f"--seed={seed}")
+            flags += (f"--workdir={folder}", "--measure_inference=false")
             _check_finished(folder, cli.parse(recipe.Config, list(flags)))
             plans.append(Plan(kind, name, folder, config.recipe, flags))
     return plans
