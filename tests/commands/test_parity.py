@@ -211,8 +211,9 @@ def test_what_a_child_says_is_passed_on(tmp_path):
         words = ["-c", f"import sys; print('error: it is so'); sys.exit({exit_status})"]
         with pytest.raises(kind, match="a-run: it is so"):
             runs._run(words, tmp_path / "logs" / "a-run.log")
-    with pytest.raises(errors.TfmpError):
-        runs._run(["-c", "raise SystemExit(1)"], tmp_path / "logs" / "b.log")
+    killed = ["-c", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"]
+    with pytest.raises(errors.TfmpError, match=r"b: ended with exit status -9 \(see .*b.log"):
+        runs._run(killed, tmp_path / "logs" / "b.log")
 
 
 def test_a_run_is_trained_and_evaluated(tmp_path, capsys):

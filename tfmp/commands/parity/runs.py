@@ -252,10 +252,10 @@ def _run(words, log, accepted=(0,)):
             signal.signal(signal.SIGTERM, former)
     if status in accepted:
         return
-    last = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-1:]
-    reason = f"{' '.join(last).removeprefix('error: ')} ({log})"
+    said = [line for line in log.read_text(errors="replace").splitlines() if "error: " in line]
+    reason = said[-1].partition("error: ")[2] if said else f"ended with exit status {status}"
     kinds = {2: UserError, 3: NonFiniteError, 75: StoppedError}
-    raise kinds.get(status, TfmpError)(f"{pathlib.Path(log).stem}: {reason}")
+    raise kinds.get(status, TfmpError)(f"{log.stem}: {reason} (see {log})")
 
 
 def _interrupt(number, frame):
