@@ -230,11 +230,12 @@ def _json(file):
 def _run(words, log, accepted=(0,)):
     """Runs Python with its output in a file; Ctrl-C and SIGTERM let it save and stop first."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "a") as lines:
+    with open(log, "ab") as file:
+        begin = file.tell()
         child = subprocess.Popen(
             [sys.executable, *words],
             stdin=subprocess.DEVNULL,
-            stdout=lines,
+            stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
@@ -252,7 +253,8 @@ def _run(words, log, accepted=(0,)):
             signal.signal(signal.SIGTERM, former)
     if status in accepted:
         return
-    said = [line for line in log.read_text(errors="replace").splitlines() if "error: " in line]
+    output = log.read_bytes()[begin:].decode(errors="replace").splitlines()
+    said = [line for line in output if "error: " in line]
     reason = said[-1].partition("error: ")[2] if said else f"ended with exit status {status}"
     kinds = {2: UserError, 3: NonFiniteError, 75: StoppedError}
     raise kinds.get(status, TfmpError)(f"{log.stem}: {reason} (see {log})")
