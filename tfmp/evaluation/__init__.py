@@ -1,8 +1,9 @@
 """Evaluation of trained classifiers: what they predict, and how right and calibrated that is."""
 
 from tfmp.evaluation.groups import read_groups
-from tfmp.evaluation.loading import Subject, load, with_logits
+from tfmp.evaluation.loading import Subject, load, under_policies, with_logits
 from tfmp.evaluation.matching import data_for
+from tfmp.evaluation.outputs import made_with, make_workdir, new_workdir
 from tfmp.evaluation.predictions import Predictions, predict
 from tfmp.evaluation.summary import compare, summarize
 
@@ -12,8 +13,12 @@ __all__ = [
     "compare",
     "data_for",
     "load",
+    "made_with",
+    "make_workdir",
+    "new_workdir",
     "predict",
     "read_groups",
     "summarize",
+    "under_policies",
     "with_logits",
 ]
