@@ -1,10 +1,11 @@
 """Evaluation of trained classifiers: what they predict, and how right and calibrated that is."""
 
 from tfmp.evaluation.groups import read_groups
+from tfmp.evaluation.inputs import vary_inputs
 from tfmp.evaluation.loading import Subject, load, under_policies, with_logits
 from tfmp.evaluation.matching import data_for
 from tfmp.evaluation.outputs import made_with, make_workdir, new_workdir
-from tfmp.evaluation.predictions import Predictions, predict
+from tfmp.evaluation.predictions import Predictions, forward, predict
 from tfmp.evaluation.summary import compare, summarize
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "Subject",
     "compare",
     "data_for",
+    "forward",
     "load",
     "made_with",
     "make_workdir",
@@ -20,5 +22,6 @@ __all__ = [
     "read_groups",
     "summarize",
     "under_policies",
+    "vary_inputs",
     "with_logits",
 ]
