@@ -5,8 +5,11 @@ import json
 import keras
 import numpy as np
 import pytest
+import scipy.special
+import sklearn.metrics
+import tensorflow as tf
 
-from tfmp import __main__, cli, errors
+from tfmp import __main__, cli, data, errors, evaluation
 from tfmp.commands import robustness
 from tfmp.commands.robustness import session
 
@@ -34,6 +37,47 @@ def test_inputs_by_the_script(program, trained, tmp_path):
         assert said in ended.stdout
 
 
+@pytest.fixture(scope="module")
+def letters(tmp_path_factory):
+    """Two classes of color images of 12x12: stripes."""
+    root = tmp_path_factory.mktemp("stripes")
+    for name in ("left", "right"):
+        for part in ("train", "test"):
+            (root / part / name).mkdir(parents=True)
+            for number in range(30):
+                image = np.zeros((12, 12, 3), np.uint8)
+                image[number % 3 :: 3] = 100 + number
+                image = image if name == "left" else image.transpose(1, 0, 2)
+                file = root / part / name / f"{number}.png"
+                file.write_bytes(tf.io.encode_png(image).numpy())
+    return f"folder:{root}"
+
+
+def test_out_of_distribution(trained, letters, tmp_path, capsys):
+    results = run(str(trained), "--axes=ood", f"--ood={letters},synthetic", f"--workdir={tmp_path}")
+    found = results["ood"]["digits"]
+    assert "input" not in results and found["examples"] == 360
+    assert list(found["against"]) == [letters, "synthetic"]
+    stripes = found["against"][letters]
+    assert stripes["examples"] == 60 and stripes["non_finite"] == 0
+    compiled = evaluation.forward(evaluation.load(trained).model)
+    test = evaluation.outside_data([letters], data.load("digits"))[letters].test(60)
+    seen = evaluation.predict(None, test, compiled=compiled).logits
+    own = evaluation.predict(None, data.load("digits").test(360), compiled=compiled).logits
+    both = np.concatenate([own, seen]).astype("float64")
+    truth = np.repeat([1, 0], [360, 60])
+    for score, values in {
+        "max_softmax": scipy.special.softmax(both, 1).max(1),
+        "energy": np.log(np.exp(both).sum(1)),
+        "max_logit": both.max(1),
+    }.items():
+        auroc = sklearn.metrics.roc_auc_score(truth, values)
+        assert stripes[score]["auroc"] == pytest.approx(auroc, abs=1e-4)
+    out = capsys.readouterr().out
+    for said in ("these 360 examples", "max-softmax", "by chance", "FPR 95", "synthetic, 222"):
+        assert said in out
+
+
 def test_weights_that_are_not_finite(trained, tmp_path, capsys):
     model = keras.saving.load_model(trained / "model.keras")
     kernel = model.layers[-1].kernel
@@ -55,6 +99,10 @@ def test_weights_that_are_not_finite(trained, tmp_path, capsys):
         (["--model=/no/such/run"], "Received: /no/such/run"),
         (["RUN", "--axes=noise"], "--axes out of"),
         (["RUN", "--axes=input,input"], "each once"),
+        (["RUN", "--axes=ood"], "Expected --ood with --axes=ood"),
+        (["RUN", "--axes=input", "--ood=synthetic"], "--axes with ood where --ood is given"),
+        (["RUN", "--ood=digits"], "in distribution. Received: digits"),
+        (["RUN", "--ood=no_such_set"], "no_such_set"),
         (["RUN", "--batch_size=0"], "--batch_size of at least 1"),
         (["RUN", "--dataset=folder:/no/such/folder"], "/no/such/folder"),
         (["RUN", "--workdir=/proc/none"], "Can't write to --workdir=/proc/none"),

@@ -4,6 +4,7 @@ from tfmp.evaluation.groups import read_groups
 from tfmp.evaluation.inputs import vary_inputs
 from tfmp.evaluation.loading import Subject, load, under_policies, with_logits
 from tfmp.evaluation.matching import data_for
+from tfmp.evaluation.ood import detect, outside_data
 from tfmp.evaluation.outputs import made_with, make_workdir, new_workdir
 from tfmp.evaluation.predictions import Predictions, forward, predict
 from tfmp.evaluation.summary import compare, summarize
@@ -13,11 +14,13 @@ __all__ = [
     "Subject",
     "compare",
     "data_for",
+    "detect",
     "forward",
     "load",
     "made_with",
     "make_workdir",
     "new_workdir",
+    "outside_data",
     "predict",
     "read_groups",
     "summarize",

@@ -3,16 +3,21 @@
 Examples:
     python -m tfmp robustness runs/digits
     python -m tfmp robustness runs/digits --axes=input
+    python -m tfmp robustness runs/fashion_mnist --axes=ood --ood=mnist,digits,folder:photos
 
 Axes, by default all that can be run, or those that --axes names:
     input               the same images in other dtypes and ranges: what the model takes, and what
                         breaks it
+    ood                 how well the largest softmax probability, the energy and the largest logit
+                        tell the test images from those of the data sets in --ood
 
 Leaves in --workdir:
     robustness.json     axis -> data set -> values; "made_with" says what it all was made with
 
 Exit status: 0 done; 1 crash; 2 a mistake in the flags, the model or the data; 3 logits of the test
 images as they are that are not finite: they count as wrong.
+
+References: those of `tfmp.metrics.detection`.
 """
 
 import dataclasses
@@ -21,7 +26,7 @@ from tfmp import cli
 from tfmp.commands.evaluate import PredictionConfig
 from tfmp.errors import UserError
 
-AXES = ("input",)
+AXES = ("input", "ood")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +35,11 @@ class Config(PredictionConfig):
 
     axes: tuple[str, ...] = cli.flag(
         (), f"Out of {', '.join(AXES)}; none: all that can be run.", group="Axes"
+    )
+    ood: tuple[str, ...] = cli.flag(
+        (),
+        "Data sets out of distribution, named as in --dataset; their test images are taken.",
+        group="Axes",
     )
 
     def __post_init__(self):
@@ -41,6 +51,17 @@ class Config(PredictionConfig):
                 f"Expected --axes out of {', '.join(AXES)}, each once. Received: "
                 f"{', '.join(wrong)}."
             )
+        if self.ood and self.axes and "ood" not in self.axes:
+            raise UserError(
+                f"Expected --axes with ood where --ood is given. Received: {','.join(self.axes)}."
+            )
+        if "ood" in self.axes and not self.ood:
+            raise UserError("Expected --ood with --axes=ood, such as --ood=mnist. Received: none.")
+
+    @property
+    def chosen(self):
+        """The axes to run."""
+        return self.axes or tuple(axis for axis in AXES if axis != "ood" or self.ood)
 
 
 def run(config):

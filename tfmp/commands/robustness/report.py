@@ -34,7 +34,25 @@ def _input(found):
         )
 
 
-TABLES = {"input": _input}
+def _ood(found):
+    yield f"  in distribution: these {found['examples']:,} examples"
+    header = f"  {'out of distribution':<32}{'score':<13}"
+    yield header + "".join(f"{column:>9}" for column in ("AUROC", "AUPR", "AUPR out", "FPR 95"))
+    for name, values in found["against"].items():
+        label = f"{name}, {values['examples']:,}"
+        for score, shown in SCORES.items():
+            columns = ("auroc", "aupr", "aupr_out", "fpr_at_95_tpr")
+            numbers = "".join(f"{_number(values[score][column]):>9}" for column in columns)
+            yield f"  {label:<32}{shown:<13}{numbers}"
+            label = ""
+        share = values["energy"]["share_inside"]
+        yield f"  {'':<32}{'by chance':<13}{0.5:>9.4f}{share:>9.4f}{1 - share:>9.4f}{0.95:>9.4f}"
+        if values["non_finite"]:
+            yield f"  {values['non_finite']:,} of {name} are not finite"
+
+
+SCORES = {"max_softmax": "max-softmax", "energy": "energy", "max_logit": "max-logit"}
+TABLES = {"input": _input, "ood": _ood}
 
 
 def _number(value):

@@ -6,7 +6,7 @@ import typing
 from collections.abc import Callable
 
 from tfmp import evaluation, files, hardware, policies
-from tfmp.commands.robustness import AXES, report
+from tfmp.commands.robustness import report
 from tfmp.data import Data
 from tfmp.errors import NonFiniteError, TfmpError
 from tfmp.metrics import classification
@@ -26,6 +26,7 @@ class Found:
         compiled: What `tfmp.evaluation.forward` made of the model.
         test: Makes the test images in batches that the model takes.
         own: `Predictions` of the test images as they are.
+        others: `tfmp.data.Data` out of distribution, by name.
     """
 
     config: typing.Any
@@ -36,6 +37,12 @@ class Found:
     compiled: Callable
     test: Callable
     own: evaluation.Predictions
+    others: dict
+
+    @property
+    def batch_size(self) -> int:
+        """Images that the model takes at once."""
+        return self.subject.model.input_shape[0] or self.config.batch_size
 
 
 def robustness(config):
@@ -56,11 +63,15 @@ def robustness(config):
     hardware.set_tf32(config.tf32)
     subject = evaluation.load(config.model)
     asked = {name: getattr(config, name) for name in ("data_dir", "manual_dir")}
-    data, _ = evaluation.data_for(subject, config.dataset, **asked)
+    data, options = evaluation.data_for(subject, config.dataset, **asked)
+    others = {}
+    if "ood" in config.chosen:
+        places = {"data_dir": options["data_dir"], "manual_dir": config.manual_dir}
+        others = evaluation.outside_data(config.ood, data, **places)
     evaluation.make_workdir(workdir)
-    found = _start(config, subject, data)
+    found = _start(config, subject, data, others)
     results = _summary(found)
-    for axis in config.axes or AXES:
+    for axis in config.chosen:
         print(f"{axis} ...", flush=True)
         results[axis] = {data.name: TRY[axis](found)}
     more = {"policy": found.policy, "jit_compile": found.jit_compile}
@@ -76,7 +87,7 @@ def robustness(config):
     return written
 
 
-def _start(config, subject, data):
+def _start(config, subject, data, others):
     policy = policies.policy_of(subject.model)
     jit_compile = training.compiles(config.jit_compile, hardware.describe(), policy)
     compiled = evaluation.forward(subject.model, jit_compile=jit_compile)
@@ -85,7 +96,7 @@ def _start(config, subject, data):
     test = functools.partial(data.test, subject.model.input_shape[0] or config.batch_size)
     examples = data.sizes["test"]
     own = evaluation.predict(subject.model, test(), examples=examples, compiled=compiled)
-    return Found(config, subject, data, policy, jit_compile, compiled, test, own)
+    return Found(config, subject, data, policy, jit_compile, compiled, test, own, others)
 
 
 def _summary(found):
@@ -102,8 +113,12 @@ def _input(found):
     return evaluation.vary_inputs(found.compiled, found.test, found.own)
 
 
+def _ood(found):
+    return evaluation.detect(found.compiled, found.others, found.own, found.batch_size)
+
+
 # What each axis gives; the key is its name in the flag and in the file.
-TRY = {"input": _input}
+TRY = {"input": _input, "ood": _ood}
 
 
 def _check_finite(written, name, workdir):
