@@ -9,9 +9,9 @@ import scipy.special
 import sklearn.metrics
 import tensorflow as tf
 
-from tfmp import __main__, cli, data, errors, evaluation
+from tfmp import __main__, cli, data, errors, evaluation, policies
 from tfmp.commands import robustness
-from tfmp.commands.robustness import session
+from tfmp.commands.robustness import report, session
 
 
 def run(*flags):
@@ -78,12 +78,63 @@ def test_out_of_distribution(trained, letters, tmp_path, capsys):
         assert said in out
 
 
+ATTACKS = ["--axes=adversarial", "--linf=16,2", "--l2=64", "--steps=5", "--attack_examples=100"]
+
+
+def test_attacks_in_half_precision(trained, tmp_path, capsys):
+    model = keras.saving.load_model(trained / "model.keras")
+    policies.set_policy(model, "mixed_float16").save(tmp_path / "half.keras")
+    flags = ["--dataset=digits", *ATTACKS, "--jit_compile=false", "--batch_size=64"]
+    results = run(str(tmp_path / "half.keras"), *flags, f"--workdir={tmp_path / 'out'}")
+    found = results["adversarial"]["digits"]
+    assert results["made_with"]["policy"] == "mixed_float16" and found["examples"] == 100
+    assert list(found["gradients"]) == ["mixed_float16", "float32"]
+    assert list(found["linf"]["worst"]) == ["2", "16"] and list(found["l2"]["worst"]) == ["64"]
+    for policy in found["gradients"]:
+        at = found["linf"][f"pgd {policy}"]
+        assert found["accuracy"] >= at["2"] > at["16"] and at["16"] < 0.7
+        assert at["16"] < found["linf"]["noise"]["16"]
+    assert all(check["holds"] for check in found["checks"])
+    out = capsys.readouterr().out
+    for said in ("linf, x/255", "pgd mixed_float16", "checks of the attacks hold", "makes no diff"):
+        assert said in out
+
+
+def test_attacks_are_the_same_again(trained, tmp_path, capsys):
+    found = [
+        run(str(trained), *ATTACKS, f"--seed={seed}", f"--workdir={tmp_path / name}")["adversarial"]
+        for name, seed in [("a", 0), ("b", 0), ("c", 2**40)]
+    ]
+    assert found[0] == found[1] != found[2]
+    assert "pgd float32" in capsys.readouterr().out
+
+
+def test_what_is_said_of_masked_gradients():
+    one = {"norm": "linf", "epsilon": 8.0, "gradients": "mixed_float16", "p": 1e-9}
+    found = {
+        "examples": 200,
+        "accuracy": 1.0,
+        "gradients": {
+            "mixed_float16": {"zero": 200, "non_finite": 3},
+            "float32": {"zero": 0, "non_finite": 0},
+        },
+        "linf": {"worst": {"8": 0.0}},
+        "differences": [one | {"accuracy": {"mixed_float16": 0.9, "float32": 0.0}}],
+        "checks": [{"norm": "l2", "check": "noise is weaker", "holds": False, "p": 1e-5}],
+    }
+    said = "\n".join(report.TABLES["adversarial"](found))
+    assert "gradients in mixed_float16 are zero for 200 of 200 images" in said
+    assert "non-finite for 3 of 200" in said and "in float32 are" not in said
+    assert "0.9000 by mixed_float16 and 0.0000 by float32" in said
+    assert "more robust than it is" in said and "check failed, l2: noise is weaker" in said
+
+
 def test_weights_that_are_not_finite(trained, tmp_path, capsys):
     model = keras.saving.load_model(trained / "model.keras")
     kernel = model.layers[-1].kernel
     kernel.assign(np.full_like(kernel.numpy(), np.nan))
     model.save(tmp_path / "nan.keras")
-    flags = ["--dataset=digits", f"--workdir={tmp_path / 'out'}"]
+    flags = ["--dataset=digits", "--l2=", "--linf=8", "--steps=2", f"--workdir={tmp_path / 'out'}"]
     with pytest.raises(errors.NonFiniteError, match="360 of 360 test images") as ended:
         run(str(tmp_path / "nan.keras"), *flags)
     assert ended.value.exit_status == 3
@@ -103,6 +154,13 @@ def test_weights_that_are_not_finite(trained, tmp_path, capsys):
         (["RUN", "--axes=input", "--ood=synthetic"], "--axes with ood where --ood is given"),
         (["RUN", "--ood=digits"], "in distribution. Received: digits"),
         (["RUN", "--ood=no_such_set"], "no_such_set"),
+        (["RUN", "--linf=1,0"], "--linf above 0"),
+        (["RUN", "--l2=nan"], "--l2 above 0"),
+        (["RUN", "--l2=far"], "far"),
+        (["RUN", "--linf=", "--l2="], "--linf or --l2"),
+        (["RUN", "--steps=0"], "--steps of at least 1"),
+        (["RUN", "--restarts=0"], "--restarts of at least 1"),
+        (["RUN", "--attack_examples=0"], "--attack_examples of at least 1"),
         (["RUN", "--batch_size=0"], "--batch_size of at least 1"),
         (["RUN", "--dataset=folder:/no/such/folder"], "/no/such/folder"),
         (["RUN", "--workdir=/proc/none"], "Can't write to --workdir=/proc/none"),

@@ -1,5 +1,6 @@
 """Evaluation of trained classifiers: what they predict, and how right and calibrated that is."""
 
+from tfmp.evaluation.adversarial import Settings, attack, sample
 from tfmp.evaluation.groups import read_groups
 from tfmp.evaluation.inputs import vary_inputs
 from tfmp.evaluation.loading import Subject, load, under_policies, with_logits
@@ -11,7 +12,9 @@ from tfmp.evaluation.summary import compare, summarize
 
 __all__ = [
     "Predictions",
+    "Settings",
     "Subject",
+    "attack",
     "compare",
     "data_for",
     "detect",
@@ -23,6 +26,7 @@ __all__ = [
     "outside_data",
     "predict",
     "read_groups",
+    "sample",
     "summarize",
     "under_policies",
     "vary_inputs",

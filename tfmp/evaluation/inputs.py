@@ -14,8 +14,6 @@ from tfmp.evaluation.predictions import Predictions, predict
 from tfmp.evaluation.summary import compare
 from tfmp.metrics import classification, paired
 
-# Chance alone brings a verdict of "worse" in one of a thousand comparisons.
-ALPHA = 0.001
 # Above rounding in any policy: half a unit in bfloat16's last place is 2^-9.
 SAME = 2**-7
 
@@ -114,7 +112,7 @@ def _against(seen: Predictions, own: Predictions):
     non_finite = int((~right.finite).sum())
     if non_finite > int((~own_right.finite).sum()) or accuracy < own_accuracy / 2:
         verdict = "breaks"
-    elif paired.fewer_right(right.correct, own_right.correct) < ALPHA:
+    elif paired.fewer_right(right.correct, own_right.correct) < paired.ALPHA:
         verdict = "worse"
     elif differences["flips"] or not differences["relative_logit_difference"] <= SAME:
         verdict = "changes"

@@ -48,13 +48,25 @@ def forward(model, *, jit_compile=False):
     def logits_of(images):
         return tf.cast(model(images, training=False), tf.float32)
 
-    # TensorFlow would warn of one function that is traced again for each dtype.
-    @functools.cache
-    def compiled(shape, dtype):
-        function = tf.function(logits_of, jit_compile=jit_compile, autograph=False)
-        return function.get_concrete_function(tf.TensorSpec(shape, dtype))
+    return traced(logits_of, jit_compile=jit_compile)
 
-    return lambda images: compiled(tuple(images.shape), images.dtype)(images)
+
+def traced(function, *, jit_compile):
+    """A function of tensors, compiled once for their shapes and dtypes.
+
+    (TensorFlow warns of a `tf.function` that is traced again, and of many that are the same.)
+
+    Args:
+        function: Function of tensors.
+        jit_compile: Whether XLA compiles it.
+    """
+
+    @functools.cache
+    def compiled(*specs):
+        made = tf.function(function, jit_compile=jit_compile, autograph=False)
+        return made.get_concrete_function(*specs)
+
+    return lambda *given: compiled(*(tf.TensorSpec(x.shape, x.dtype) for x in given))(*given)
 
 
 def predict(model, dataset, *, jit_compile=False, examples=None, compiled=None) -> Predictions:

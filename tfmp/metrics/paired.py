@@ -5,6 +5,9 @@ import scipy.stats
 
 from tfmp.errors import UserError
 
+# A smaller p-value is not put down to chance: one comparison in a thousand is, wrongly.
+ALPHA = 0.001
+
 
 def fewer_right(first, second) -> float:
     """How likely chance alone makes the first be right as seldom as this.

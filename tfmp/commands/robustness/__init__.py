@@ -3,6 +3,7 @@
 Examples:
     python -m tfmp robustness runs/digits
     python -m tfmp robustness runs/digits --axes=input
+    python -m tfmp robustness runs/digits --axes=adversarial --linf=2,8 --l2= --restarts=5
     python -m tfmp robustness runs/fashion_mnist --axes=ood --ood=mnist,digits,folder:photos
 
 Axes, by default all that can be run, or those that --axes names:
@@ -10,6 +11,9 @@ Axes, by default all that can be run, or those that --axes names:
                         breaks it
     ood                 how well the largest softmax probability, the energy and the largest logit
                         tell the test images from those of the data sets in --ood
+    adversarial         what survives FGSM, PGD and noise of the same size; gradients are taken in
+                        float32 and in the model's own precision, and the program says when that
+                        makes a difference, or when an attack fails a check of its own
 
 Leaves in --workdir:
     robustness.json     axis -> data set -> values; "made_with" says what it all was made with
@@ -17,16 +21,18 @@ Leaves in --workdir:
 Exit status: 0 done; 1 crash; 2 a mistake in the flags, the model or the data; 3 logits of the test
 images as they are that are not finite: they count as wrong.
 
-References: those of `tfmp.metrics.detection`.
+References: those of `tfmp.metrics.detection`, `tfmp.evaluation.attacks` and
+`tfmp.evaluation.adversarial`.
 """
 
 import dataclasses
+import math
 
 from tfmp import cli
 from tfmp.commands.evaluate import PredictionConfig
 from tfmp.errors import UserError
 
-AXES = ("input", "ood")
+AXES = ("input", "ood", "adversarial")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +48,34 @@ class Config(PredictionConfig):
         group="Axes",
     )
 
+    linf: tuple[float, ...] = cli.flag(
+        (1.0, 2.0, 4.0, 8.0),
+        "Largest changes of a pixel, in 1/255 of its range; empty: no such attacks.",
+        group="Adversarial",
+    )
+    l2: tuple[float, ...] = cli.flag(
+        (32.0, 64.0, 128.0),
+        "Euclidean lengths of the change of a whole image, in 1/255 of a pixel's range.",
+        group="Adversarial",
+    )
+    steps: int = cli.flag(20, "Steps of PGD.", group="Adversarial")
+    restarts: int = cli.flag(1, "Random starts of PGD, and draws of noise.", group="Adversarial")
+    attack_examples: int = cli.flag(
+        1000, "Test images to attack, drawn at random; all if there are fewer.", group="Adversarial"
+    )
+
     def __post_init__(self):
         """Checks what the types don't hold."""
         super().__post_init__()
+        self.check_least(steps=1, restarts=1, attack_examples=1)
+        for name in ("linf", "l2"):
+            if not all(0 < epsilon < math.inf for epsilon in getattr(self, name)):
+                raise UserError(
+                    f"Expected --{name} above 0, in 1/255 of a pixel's range. Received: "
+                    f"{','.join(map(str, getattr(self, name)))}."
+                )
+        if not self.linf and not self.l2 and "adversarial" in self.chosen:
+            raise UserError("Expected --linf or --l2 for the axis adversarial. Received: neither.")
         wrong = [axis for axis in self.axes if axis not in AXES or self.axes.count(axis) > 1]
         if wrong:
             raise UserError(

@@ -51,8 +51,49 @@ def _ood(found):
             yield f"  {values['non_finite']:,} of {name} are not finite"
 
 
+def _adversarial(found):
+    yield f"  accuracy of {found['examples']:,} images under attack"
+    for norm in ("linf", "l2"):
+        if norm in found:
+            epsilons = ["0", *found[norm]["worst"]]
+            yield f"  {norm + ', x/255':<24}" + "".join(f"{e:>9}" for e in epsilons)
+            for method, accuracies in found[norm].items():
+                numbers = {"0": found["accuracy"]} | accuracies
+                yield f"  {method:<24}" + "".join(f"{_number(numbers[e]):>9}" for e in epsilons)
+    yield from _gradients(found)
+    failed = [check for check in found["checks"] if not check["holds"]]
+    for check in failed:
+        yield (
+            f"  check failed, {check['norm']}: {check['check']} (p = {check['p']:.1g}). Don't "
+            "trust these attacks: gradients may be masked, or steps too few."
+        )
+    if not failed:
+        yield f"  all {len(found['checks'])} checks of the attacks hold"
+
+
+def _gradients(found):
+    """What must be said about the gradients, if anything."""
+    for policy, quality in found["gradients"].items():
+        for kind in ("zero", "non_finite"):
+            if quality[kind]:
+                yield (
+                    f"  gradients in {policy} are {kind.replace('_', '-')} for "
+                    f"{quality[kind]:,} of {found['examples']:,} images: they lead nowhere"
+                )
+    for one in found["differences"]:
+        ours, exact = one["accuracy"][one["gradients"]], one["accuracy"]["float32"]
+        looks = "more robust than it is" if ours > exact else "less robust by float32 than it is"
+        yield (
+            f"  gradients differ: under PGD, {one['norm']} {one['epsilon']:g}/255, accuracy is "
+            f"{ours:.4f} by {one['gradients']} and {exact:.4f} by float32 (p = {one['p']:.1g}): "
+            f"it looks {looks}"
+        )
+    if len(found["gradients"]) > 1 and not found["differences"]:
+        yield "  the precision of the gradients makes no difference beyond chance"
+
+
 SCORES = {"max_softmax": "max-softmax", "energy": "energy", "max_logit": "max-logit"}
-TABLES = {"input": _input, "ood": _ood}
+TABLES = {"input": _input, "ood": _ood, "adversarial": _adversarial}
 
 
 def _number(value):

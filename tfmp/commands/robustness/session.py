@@ -87,9 +87,13 @@ def robustness(config):
     return written
 
 
+def _compiles(config, policy):
+    return training.compiles(config.jit_compile, hardware.describe(), policy)
+
+
 def _start(config, subject, data, others):
     policy = policies.policy_of(subject.model)
-    jit_compile = training.compiles(config.jit_compile, hardware.describe(), policy)
+    jit_compile = _compiles(config, policy)
     compiled = evaluation.forward(subject.model, jit_compile=jit_compile)
     print(f"predicting {data.name} under {policy} ...", flush=True)
     assert data.test is not None, "data_for has looked"
@@ -117,8 +121,28 @@ def _ood(found):
     return evaluation.detect(found.compiled, found.others, found.own, found.batch_size)
 
 
+def _adversarial(found):
+    config = found.config
+    # Radii in ascending order, each once, which the checks want.
+    epsilons = {norm: sorted(set(getattr(config, norm))) for norm in ("linf", "l2")}
+    settings = evaluation.Settings(
+        {norm: values for norm, values in epsilons.items() if values},
+        steps=config.steps,
+        restarts=config.restarts,
+        batch_size=found.batch_size,
+        seed=config.seed,
+    )
+    gradients = evaluation.under_policies(found.subject, ("float32",))
+    images, labels = evaluation.sample(
+        found.test(), found.data.sizes["test"], config.attack_examples, config.seed
+    )
+    jit_compile = {policy: _compiles(config, policy) for policy in gradients}
+    given = found.compiled, gradients, images, labels, settings
+    return evaluation.attack(*given, jit_compile=jit_compile)
+
+
 # What each axis gives; the key is its name in the flag and in the file.
-TRY = {"input": _input, "ood": _ood}
+TRY = {"input": _input, "ood": _ood, "adversarial": _adversarial}
 
 
 def _check_finite(written, name, workdir):
