@@ -33,7 +33,7 @@ def wrong_where(condition):
 
 
 def attacked(compiled, gradients, epsilons=(2.0, 8.0), norm="linf", **settings):
-    settings = evaluation.Settings({norm: epsilons}, **settings)
+    settings = evaluation.AttackSettings({norm: epsilons}, **settings)
     jit_compile = dict.fromkeys(gradients, False)
     return evaluation.attack(compiled, gradients, PIXEL, ZEROS, settings, jit_compile=jit_compile)
 
@@ -125,6 +125,6 @@ def test_errors_that_a_user_can_mend(monkeypatch):
 
     with pytest.raises(errors.OutOfMemoryError, match="attacking 64 images at once"):
         attacked(full, {"float32": slope(0.01)}, batch_size=64)
-    settings = evaluation.Settings({"linf": (1.0,)})
+    settings = evaluation.AttackSettings({"linf": (1.0,)})
     with pytest.raises(errors.UserError, match="Expected images to attack"):
         adversarial.attack(full, {}, PIXEL[:0], ZEROS[:0], settings, jit_compile={})

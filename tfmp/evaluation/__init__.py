@@ -1,6 +1,6 @@
-"""Evaluation of trained classifiers: what they predict, and how right and calibrated that is."""
+"""Evaluation of trained classifiers: what they predict, how right that is, and how robust."""
 
-from tfmp.evaluation.adversarial import Settings, attack, sample
+from tfmp.evaluation.adversarial import AttackSettings, attack, sample
 from tfmp.evaluation.groups import read_groups
 from tfmp.evaluation.inputs import vary_inputs
 from tfmp.evaluation.loading import Subject, load, under_policies, with_logits
@@ -11,8 +11,8 @@ from tfmp.evaluation.predictions import Predictions, forward, predict
 from tfmp.evaluation.summary import compare, summarize
 
 __all__ = [
+    "AttackSettings",
     "Predictions",
-    "Settings",
     "Subject",
     "attack",
     "compare",

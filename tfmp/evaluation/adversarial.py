@@ -22,7 +22,7 @@ from tfmp.metrics import paired
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class AttackSettings:
     """How to attack.
 
     Attributes:
@@ -73,7 +73,7 @@ def attack(compiled, gradients, images, labels, settings, *, jit_compile):
         gradients: Built models by policy, of the same weights; the attacks climb by theirs.
         images: [examples, height, width, channels] of 0-255.
         labels: [examples] int64.
-        settings: A `Settings`.
+        settings: A `AttackSettings`.
         jit_compile: Whether XLA compiles the attack, by policy.
 
     Returns:

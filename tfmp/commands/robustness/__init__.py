@@ -44,7 +44,8 @@ class Config(PredictionConfig):
     )
     ood: tuple[str, ...] = cli.flag(
         (),
-        "Data sets out of distribution, named as in --dataset; their test images are taken.",
+        "Data sets out of distribution, named as in --dataset; their test images are taken (of a "
+        "folder without test/, a tenth).",
         group="Axes",
     )
 

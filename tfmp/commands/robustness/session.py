@@ -125,7 +125,7 @@ def _adversarial(found):
     config = found.config
     # Radii in ascending order, each once, which the checks want.
     epsilons = {norm: sorted(set(getattr(config, norm))) for norm in ("linf", "l2")}
-    settings = evaluation.Settings(
+    settings = evaluation.AttackSettings(
         {norm: values for norm, values in epsilons.items() if values},
         steps=config.steps,
         restarts=config.restarts,
