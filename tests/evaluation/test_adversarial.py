@@ -53,6 +53,13 @@ def test_a_threshold_by_hand(norm):
     assert found["differences"] == [] and failed(found) == [] and len(found["checks"]) == 6
 
 
+def test_close_radii_have_names_of_their_own():
+    found = attacked(
+        lambda images: -images[:, 0, 0, :], {"float32": slope(0.01)}, (0.5, 2, 2.0000001)
+    )
+    assert list(found["linf"]["worst"]) == ["0.5", "2", "2.0000001"]
+
+
 def test_restarts_and_draws_add_up():
     compiled, up = wrong_where(lambda change: change > 5), {"float32": slope(0.01)}
     noise = [attacked(compiled, up, restarts=n)["linf"]["noise"]["8"] for n in (1, 4)]

@@ -162,7 +162,7 @@ def _quality(given, ascent, jit_compile):
 def _at(given, steppers, norm, epsilon):
     """[examples] bool by method, of one radius."""
     settings, radius = given.settings, tf.constant(epsilon, tf.float32)
-    print(f"  {norm} {epsilon:g}/255 ...", flush=True)
+    print(f"  {norm} {_name(epsilon)}/255 ...", flush=True)
 
     def noise(images, labels, seed):
         return attacks.noise(images, radius, norm, seed)
@@ -186,9 +186,14 @@ def _by_method(right):
     """Accuracies by method and epsilon, of epsilon -> method -> which are right."""
     methods = next(iter(right.values()))
     return {
-        method: {f"{e:g}": float(values[method].mean()) for e, values in right.items()}
+        method: {_name(e): float(values[method].mean()) for e, values in right.items()}
         for method in methods
     }
+
+
+def _name(epsilon):
+    """All its digits, and none behind a whole number."""
+    return np.format_float_positional(epsilon, trim="-")
 
 
 def _differences(right, policies):
@@ -215,9 +220,9 @@ def _checks(right, clean):
             pgd = np.all([x for name, x in values.items() if name.startswith("pgd")], 0)
             fgsm = np.all([x for name, x in values.items() if name.startswith("fgsm")], 0)
             claims = {
-                f"epsilon {epsilon:g} is no easier than {smaller:g}": (before, pgd),
-                f"noise of {epsilon:g} is weaker than PGD": (values["noise"], pgd),
-                f"one step of {epsilon:g} is weaker than PGD": (fgsm, pgd),
+                f"epsilon {_name(epsilon)} is no easier than {_name(smaller)}": (before, pgd),
+                f"noise of {_name(epsilon)} is weaker than PGD": (values["noise"], pgd),
+                f"one step of {_name(epsilon)} is weaker than PGD": (fgsm, pgd),
             }
             for claim, (weaker, stronger) in claims.items():
                 p = paired.fewer_right(weaker, stronger)

@@ -26,7 +26,6 @@ References: those of `tfmp.metrics.detection`, `tfmp.evaluation.attacks` and
 """
 
 import dataclasses
-import math
 
 from tfmp import cli
 from tfmp.commands.evaluate import PredictionConfig
@@ -69,11 +68,11 @@ class Config(PredictionConfig):
         """Checks what the types don't hold."""
         super().__post_init__()
         self.check_least(steps=1, restarts=1, attack_examples=1)
-        for name in ("linf", "l2"):
-            if not all(0 < epsilon < math.inf for epsilon in getattr(self, name)):
+        for name, most in {"linf": 255, "l2": 1e6}.items():
+            if not all(0 < epsilon <= most for epsilon in getattr(self, name)):
                 raise UserError(
-                    f"Expected --{name} above 0, in 1/255 of a pixel's range. Received: "
-                    f"{','.join(map(str, getattr(self, name)))}."
+                    f"Expected --{name} above 0 and up to {most:g}, in 1/255 of a pixel's range. "
+                    f"Received: {','.join(map(str, getattr(self, name)))}."
                 )
         if not self.linf and not self.l2 and "adversarial" in self.chosen:
             raise UserError("Expected --linf or --l2 for the axis adversarial. Received: neither.")
