@@ -159,7 +159,9 @@ def test_weights_that_are_not_finite(trained, tmp_path, capsys):
     assert ended.value.exit_status == 3
     results = json.loads((tmp_path / "out" / "robustness.json").read_text())
     assert results["non_finite"] == {"digits": 360} and results["accuracy"] == {"digits": 0}
-    assert "360 not finite" in capsys.readouterr().out
+    assert results["input"]["digits"]["uint8 0-255"]["verdict"] == "breaks"
+    out = capsys.readouterr().out
+    assert "360 not finite" in out and "the checks of the attacks say nothing" in out
 
 
 @pytest.mark.parametrize(

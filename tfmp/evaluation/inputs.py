@@ -110,7 +110,8 @@ def _against(seen: Predictions, own: Predictions):
     differences = compare(seen, own)
     accuracy, own_accuracy = float(right.correct.mean()), float(own_right.correct.mean())
     non_finite = int((~right.finite).sum())
-    if non_finite > int((~own_right.finite).sum()) or accuracy < own_accuracy / 2:
+    failed = non_finite > int((~own_right.finite).sum()) or not right.finite.any()
+    if failed or accuracy < own_accuracy / 2:
         verdict = "breaks"
     elif paired.fewer_right(right.correct, own_right.correct) < paired.ALPHA:
         verdict = "worse"

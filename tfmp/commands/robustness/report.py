@@ -67,7 +67,9 @@ def _adversarial(found):
             f"  check failed, {check['norm']}: {check['check']} (p = {check['p']:.1g}). Don't "
             "trust these attacks: gradients may be masked, or steps too few."
         )
-    if not failed:
+    if not found["accuracy"]:
+        yield "  no image is right even as it is: the checks of the attacks say nothing"
+    elif not failed:
         yield f"  all {len(found['checks'])} checks of the attacks hold"
 
 
