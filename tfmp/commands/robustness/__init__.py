@@ -1,4 +1,4 @@
-"""How a trained classifier fares outside its test set: other inputs, on four axes.
+"""How a trained classifier fares outside its test set: other inputs, on three axes.
 
 Examples:
     python -m tfmp robustness runs/digits
