@@ -1,10 +1,6 @@
 """`python -m tfmp evaluate` as a whole, on a run of the recipe on the digits."""
 
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -12,31 +8,9 @@ import pytest
 import sklearn.datasets
 import sklearn.metrics
 
-from tfmp import __main__, cli, errors, evaluation, policies
+from tfmp import __main__, cli, errors, policies
 from tfmp.commands import evaluate
 from tfmp.commands.evaluate import session
-
-ROOT = pathlib.Path(__file__).parents[2]
-TRAIN = ["--policy=float32", "--epochs=8", "--measure_inference=false", "--label_smoothing=0"]
-
-
-def program(*words, **variables):
-    return subprocess.run(
-        [sys.executable, *words],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)} | variables,
-    )
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """The folder of a run, trained by the recipe in a process of its own."""
-    folder = tmp_path_factory.mktemp("trained") / "run"
-    ended = program("-m", "tfmp.recipes.resnet", *TRAIN, f"--workdir={folder}")
-    assert ended.returncode == 0, ended.stderr
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +124,7 @@ def test_the_file_says_what_it_was_made_with(trained, evaluated):
     ]
 
 
-def test_a_bare_model_by_the_script(trained, writers, tmp_path, evaluated):
+def test_a_bare_model_by_the_script(program, trained, writers, tmp_path, evaluated):
     (tmp_path / "bare.keras").write_bytes((trained / "model.keras").read_bytes())
     flags = ["--dataset=digits", f"--workdir={tmp_path / 'out'}", f"--group_by={writers}:ink"]
     ended = program("scripts/evaluate.py", f"--model={tmp_path / 'bare.keras'}", *flags)
@@ -225,22 +199,6 @@ def test_overflow_of_one_policy_alone(trained, tmp_path):
     assert value(results, "accuracy") > 0.8 and value(results, "non_finite") == 0
     assert value(results["policies"]["mixed_float16"], "ece") is None
     assert value(results["policies"]["mixed_float16"], "against_float32")["compared"] == 0
-
-
-def test_a_model_that_can_not_be_copied_is_not_compared_with_itself():
-    class Own(keras.Model):
-        def __init__(self):
-            super().__init__()
-            self.dense = keras.layers.Dense(2)
-
-        def call(self, x):
-            return self.dense(x)
-
-    model = Own()
-    model(np.zeros((1, 3), "float32"))
-    subject = evaluation.Subject(model, pathlib.Path("own.keras"), "", {}, "as they are")
-    with pytest.raises(errors.UserError, match=r"functional or Sequential.*Received: Own"):
-        session._models(subject, ("mixed_float16",))
 
 
 @pytest.mark.parametrize(

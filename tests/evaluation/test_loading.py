@@ -1,6 +1,7 @@
 """Models to evaluate: logits under a softmax, damaged files, and what a run knows."""
 
 import json
+import pathlib
 
 import keras
 import numpy as np
@@ -93,3 +94,19 @@ def test_what_the_run_knows(tmp_path):
     (tmp_path / "results.json").write_text("{")
     with pytest.raises(errors.UserError, match=r"Can't read .*results\.json"):
         evaluation.load(tmp_path)
+
+
+def test_a_model_that_can_not_be_copied_is_not_compared_with_itself():
+    class Own(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = keras.layers.Dense(2)
+
+        def call(self, x):
+            return self.dense(x)
+
+    model = Own()
+    model(np.zeros((1, 3), "float32"))
+    subject = evaluation.Subject(model, pathlib.Path("own.keras"), "", {}, "as they are")
+    with pytest.raises(errors.UserError, match=r"functional or Sequential.*Received: Own"):
+        evaluation.under_policies(subject, ("mixed_float16",))

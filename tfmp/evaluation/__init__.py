@@ -1,19 +1,34 @@
-"""Evaluation of trained classifiers: what they predict, and how right and calibrated that is."""
+"""Evaluation of trained classifiers: what they predict, how right that is, and how robust."""
 
+from tfmp.evaluation.adversarial import AttackSettings, attack, sample
 from tfmp.evaluation.groups import read_groups
-from tfmp.evaluation.loading import Subject, load, with_logits
+from tfmp.evaluation.inputs import vary_inputs
+from tfmp.evaluation.loading import Subject, load, under_policies, with_logits
 from tfmp.evaluation.matching import data_for
-from tfmp.evaluation.predictions import Predictions, predict
+from tfmp.evaluation.ood import detect, outside_data
+from tfmp.evaluation.outputs import made_with, make_workdir, new_workdir
+from tfmp.evaluation.predictions import Predictions, forward, predict
 from tfmp.evaluation.summary import compare, summarize
 
 __all__ = [
+    "AttackSettings",
     "Predictions",
     "Subject",
+    "attack",
     "compare",
     "data_for",
+    "detect",
+    "forward",
     "load",
+    "made_with",
+    "make_workdir",
+    "new_workdir",
+    "outside_data",
     "predict",
     "read_groups",
+    "sample",
     "summarize",
+    "under_policies",
+    "vary_inputs",
     "with_logits",
 ]

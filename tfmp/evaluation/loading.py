@@ -9,6 +9,7 @@ import zlib
 
 import keras
 
+from tfmp import policies
 from tfmp.errors import UserError
 
 
@@ -95,6 +96,32 @@ def with_logits(model):
             f"{inner.name!r} at the end of {model.name!r}. Save it without its last activation."
         )
     return model, "as they are"
+
+
+def under_policies(subject, others):
+    """The model under its own policy, then under each other one; all with the same weights.
+
+    Args:
+        subject: A `Subject`.
+        others: Names of policies.
+
+    Returns:
+        A dict of models by policy; the first is the model's own.
+
+    Raises:
+        UserError: The model can't be copied.
+    """
+    own = policies.policy_of(subject.model)
+    models = {own: subject.model}
+    for policy in others:
+        if policy != own:
+            models[policy] = policies.set_policy(subject.model, policy)
+            if models[policy] is subject.model:
+                raise UserError(
+                    "Expected a functional or Sequential model, to copy it for another policy. "
+                    f"Received: {type(subject.model).__name__}, of {subject.path}."
+                )
+    return models
 
 
 def _read(file):

@@ -39,19 +39,14 @@ from tfmp.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """What to evaluate."""
+class PredictionConfig:
+    """What every tool asks that predicts with a trained model."""
 
     model: str | None = cli.flag(
         None,
         "A .keras file or the folder of a finished run; takes images of 0-255.",
         group="Model",
         positional=True,
-    )
-    policies: tuple[str, ...] = cli.flag(
-        (),
-        "Policies to predict under beside the model's own: float32, mixed_float16, mixed_bfloat16.",
-        group="Model",
     )
     jit_compile: Literal["auto", "true", "false"] = cli.flag(
         "auto",
@@ -68,20 +63,48 @@ class Config:
         "digits, folder:PATH or any name in tensorflow-datasets; none: the run's.",
         group="Data",
     )
-    split: Literal["test", "validation"] = cli.flag("test", "What to predict.", group="Data")
     data_dir: str | None = cli.flag(
         None, "Folder of prepared TFDS data; none: the run's, else TFDS' own.", group="Data"
     )
     manual_dir: str | None = cli.flag(
         None, "Folder of files fetched by hand; none: the run's.", group="Data"
     )
+    batch_size: int = cli.flag(256, "Images predicted at once.", group="Data")
+
+    seed: int = cli.flag(0, "Decides whatever is drawn.", group="Run")
+    workdir: str | None = cli.flag(
+        None, "New folder of the results; none: runs/TOOL-DATE-TIME.", group="Results"
+    )
+
+    def __post_init__(self):
+        """Checks what the types don't hold."""
+        self.check_least(batch_size=1, seed=0)
+
+    def check_least(self, **least):
+        """Refuses numbers below a least one, by the flag's name."""
+        for name, value in least.items():
+            if getattr(self, name) < value:
+                raise UserError(
+                    f"Expected --{name} of at least {value}. Received: {getattr(self, name)}."
+                )
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(PredictionConfig):
+    """What to evaluate."""
+
+    policies: tuple[str, ...] = cli.flag(
+        (),
+        "Policies to predict under beside the model's own: float32, mixed_float16, mixed_bfloat16.",
+        group="Model",
+    )
+    split: Literal["test", "validation"] = cli.flag("test", "What to predict.", group="Data")
     group_by: str | None = cli.flag(
         None,
         "A feature of the TFDS data set, or FILE.csv:COLUMN with a row for each test example: "
         "accuracy by group, and the worst group.",
         group="Data",
     )
-    batch_size: int = cli.flag(256, "Images predicted at once.", group="Data")
 
     bins: int = cli.flag(15, "Bins of the calibration errors.", group="Metrics")
     temperature_scaling: bool = cli.flag(
@@ -92,19 +115,11 @@ class Config:
     replicates: int = cli.flag(
         2000, "Resampled test sets behind the 95 % intervals; 0: none.", group="Metrics"
     )
-    seed: int = cli.flag(0, "Decides the resampling.", group="Metrics")
-
-    workdir: str | None = cli.flag(
-        None, "New folder of the results; none: runs/evaluate-DATE-TIME.", group="Results"
-    )
 
     def __post_init__(self):
         """Checks what the types don't hold."""
-        for name, least in {"batch_size": 1, "bins": 1, "replicates": 0, "seed": 0}.items():
-            if getattr(self, name) < least:
-                raise UserError(
-                    f"Expected --{name} of at least {least}. Received: {getattr(self, name)}."
-                )
+        super().__post_init__()
+        self.check_least(bins=1, replicates=0)
         known = ("float32", "mixed_float16", "mixed_bfloat16")
         wrong = [x for x in self.policies if x not in known or self.policies.count(x) > 1]
         if wrong:

@@ -1,12 +1,11 @@
 """What evaluation.json holds: metric -> data set -> value, and what it was made with."""
 
 import dataclasses
-import datetime
 import typing
 
 import numpy as np
 
-from tfmp import evaluation, hardware, provenance
+from tfmp import evaluation, hardware
 from tfmp.data import Data
 from tfmp.errors import UserError
 from tfmp.evaluation.summary import CALIBRATION
@@ -116,25 +115,6 @@ def _policies(found, own_values):
 
 
 def _made_with(found):
-    run = found.subject.run
-    return {
-        "config": dataclasses.asdict(found.config),
-        "model": str(found.subject.path),
-        "model_sha256": found.subject.sha256,
-        "logits": found.subject.logits,
-        "run": {key: run.get(key) for key in ("name", "policy", "seed", "git_commit", "final")},
-        "policy": found.own,
-        "jit_compile": found.jit_compile,
-        "tf32": hardware.tf32_in_force(),
-        "device": dataclasses.asdict(hardware.describe()),
-        "data": {
-            "name": found.data.name,
-            "split": found.config.split,
-            "examples": found.data.sizes[found.config.split],
-            "input_shape": found.data.input_shape,
-            "class_names": found.data.class_names,
-        },
-        "versions": provenance.versions(),
-        "git_commit": provenance.git_commit(),
-        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
+    more = {"policy": found.own, "jit_compile": found.jit_compile}
+    given = found.config, found.subject, found.data, found.config.split
+    return evaluation.made_with(*given, **more)

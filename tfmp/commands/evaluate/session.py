@@ -1,10 +1,8 @@
 """One evaluation: loads, predicts, summarizes, writes and prints."""
 
-import datetime
 import json
-import pathlib
 
-from tfmp import evaluation, files, hardware, policies
+from tfmp import evaluation, files, hardware
 from tfmp.commands.evaluate import report, results
 from tfmp.errors import NonFiniteError, TfmpError, UserError
 from tfmp.evaluation import plots
@@ -25,7 +23,7 @@ def evaluate(config):
         NonFiniteError: Some logits are not finite; all files are written before.
         TfmpError: The files can't be written.
     """
-    workdir = _workdir(config)
+    workdir = evaluation.new_workdir("evaluate", config.workdir, "evaluation.json")
     hardware.set_tf32(config.tf32)
     subject = evaluation.load(config.model)
     asked = {name: getattr(config, name) for name in ("data_dir", "manual_dir", "split")}
@@ -35,9 +33,9 @@ def evaluate(config):
     if config.group_by:
         examples = data.sizes["test"]
         groups = evaluation.read_groups(config.group_by, data.name, examples, **options)
-    models = _models(subject, config.policies)
+    models = evaluation.under_policies(subject, config.policies)
     jit_compile = {policy: results.compiles(config, policy) for policy in models}
-    _make(workdir)
+    evaluation.make_workdir(workdir)
     predictions = _predictions(config, models, jit_compile, data)
     found = results.Evaluated(config, subject, data, groups, jit_compile, predictions)
     written = _write(found, workdir)
@@ -58,46 +56,6 @@ def _check_validation(config, subject, data):
             f"note: {subject.path} does not say what it was trained on. Where {data.name} has no "
             "validation images of its own they are held out of train, and it may have seen them."
         )
-
-
-def _workdir(config):
-    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")[:-3]
-    workdir = pathlib.Path(config.workdir or f"runs/evaluate-{now}").expanduser()
-    try:
-        if (workdir / "evaluation.json").exists():
-            raise UserError(
-                f"{workdir} holds an evaluation. Choose another --workdir, or remove its "
-                "evaluation.json."
-            )
-    except OSError as error:
-        raise UserError(f"Can't use --workdir={workdir}: {error}.") from None
-    return workdir
-
-
-def _make(workdir):
-    """Makes the folder once all else is right, and writes to it before the work and not after."""
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / "evaluation.json.partial"
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"Can't write to --workdir={workdir}: {error}.") from None
-
-
-def _models(subject, others):
-    """The model under its own policy, then under each other one; all with the same weights."""
-    own = policies.policy_of(subject.model)
-    models = {own: subject.model}
-    for policy in others:
-        if policy != own:
-            models[policy] = policies.set_policy(subject.model, policy)
-            if models[policy] is subject.model:
-                raise UserError(
-                    "Expected a functional or Sequential model, to copy it for --policies. "
-                    f"Received: {type(subject.model).__name__}, of {subject.path}."
-                )
-    return models
 
 
 def _predictions(config, models, jit_compile, data):
