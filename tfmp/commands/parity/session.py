@@ -4,7 +4,7 @@ import dataclasses
 import datetime
 import pathlib
 
-from tfmp import provenance
+from tfmp import evaluation, provenance
 from tfmp.commands.parity import costs, report, runs
 from tfmp.errors import DifferentError, TfmpError, UndecidedError, UserError
 from tfmp.evaluation import parity
@@ -29,7 +29,7 @@ def compare(config):
     """
     workdir = _workdir(config)
     plans = runs.plan(config, workdir)
-    _make(workdir)
+    evaluation.make_workdir(workdir)
     for plan in plans:
         runs.train(plan)
     evaluated = [runs.evaluate(plan, workdir, config.group_by) for plan in plans]
@@ -88,13 +88,6 @@ def _workdir(config):
     except OSError as error:
         raise UserError(f"Can't use --workdir={workdir}: {error}.") from None
     return workdir
-
-
-def _make(workdir):
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"Can't use --workdir={workdir}: {error}.") from None
 
 
 def _paired(kinds):
