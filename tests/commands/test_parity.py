@@ -124,7 +124,7 @@ def test_costs_side_by_side(tmp_path, capsys):
         (["--recipe=none"], "--recipe out of"),
         (["--recipe_flags=--seed=3"], "without --seed"),
         (["--recipe_flags=--epochs=none"], "epochs"),
-        (["--workdir=/proc/no"], "Can't use --workdir"),
+        (["--workdir=/proc/no"], "Can't write to --workdir"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(flags, said, tmp_path, capsys, monkeypatch):
