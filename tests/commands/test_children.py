@@ -91,6 +91,8 @@ def test_ctrl_c_and_sigterm_end_the_children(tmp_path, number):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell's background job ignores Ctrl-C, and so would the child of one.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert wait_until(lambda: file.exists() and file.read_text())
     process.send_signal(number)

@@ -196,7 +196,10 @@ def test_a_stopped_training_saves_first(tmp_path, number):
         "    raise SystemExit(error.exit_status)\n"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)}
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        # A shell's background job ignores Ctrl-C, and so would the child of one.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     until = time.monotonic() + 60
     while not file.exists() and time.monotonic() < until:
