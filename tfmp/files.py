@@ -1,6 +1,8 @@
 """Reading and writing the files of a run, so that a reader never sees half of one."""
 
 import csv
+import datetime
+import hashlib
 import json
 import math
 import pathlib
@@ -31,6 +33,18 @@ def _plain(value):
     if isinstance(value, float) and not float("-inf") < value < float("inf"):
         return None
     return value
+
+
+def sha256(file):
+    """A file's SHA-256, in hexadecimal."""
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def workdir(tool, asked):
+    """The folder that the user named, or runs/TOOL-DATE-TIME: a `pathlib.Path`, not made yet."""
+    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")[:-3]
+    return pathlib.Path(asked or f"runs/{tool}-{now}").expanduser()
 
 
 def read_metrics(file):

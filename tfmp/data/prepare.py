@@ -1,12 +1,12 @@
 """Has TFDS prepare a data set, after a look at whether it can."""
 
-import hashlib
 import socket
 import threading
 import urllib.parse
 import urllib.request
 from pathlib import Path
 
+from tfmp import files
 from tfmp.data.base import DataError, Options
 
 PROBE_SECONDS = 3.0
@@ -87,12 +87,11 @@ def _check_manual_dir(name: str, builder, urls: dict, folder: Path) -> None:
             raise DataError(
                 f"Expected {folder / file} to have {size} bytes. Received: {found}. Fetch it again."
             )
-        with open(folder / file, "rb") as stream:
-            if hashlib.file_digest(stream, "sha256").hexdigest() != digest:
-                raise DataError(
-                    f"Expected {folder / file} to have the SHA-256 {digest}. Received: another. "
-                    "The file is damaged or of another version: fetch it again."
-                )
+        if files.sha256(folder / file) != digest:
+            raise DataError(
+                f"Expected {folder / file} to have the SHA-256 {digest}. Received: another. "
+                "The file is damaged or of another version: fetch it again."
+            )
 
 
 def _file_name(url: str, info) -> str:

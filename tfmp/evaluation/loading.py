@@ -1,7 +1,6 @@
 """The model to evaluate, and what its run knows about its data."""
 
 import dataclasses
-import hashlib
 import json
 import pathlib
 import zipfile
@@ -9,7 +8,7 @@ import zlib
 
 import keras
 
-from tfmp import policies
+from tfmp import files, policies
 from tfmp.errors import UserError
 
 
@@ -60,8 +59,7 @@ def load(path) -> Subject:
             f"classes]. Received: {path}, a {type(model).__name__} of {inputs} and {outputs}."
         )
     model, logits = with_logits(model)
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    return Subject(model, path, digest, _results(file.parent), logits)
+    return Subject(model, path, files.sha256(file), _results(file.parent), logits)
 
 
 def with_logits(model):

@@ -2,9 +2,8 @@
 
 import dataclasses
 import datetime
-import pathlib
 
-from tfmp import hardware, provenance
+from tfmp import files, hardware, provenance
 from tfmp.errors import UserError
 
 
@@ -22,8 +21,7 @@ def new_workdir(tool, asked, results):
     Raises:
         UserError: It holds results, or can't be used.
     """
-    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")[:-3]
-    workdir = pathlib.Path(asked or f"runs/{tool}-{now}").expanduser()
+    workdir = files.workdir(tool, asked)
     try:
         if (workdir / results).exists():
             raise UserError(

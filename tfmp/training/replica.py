@@ -151,10 +151,9 @@ class ReplicaSteps:
         with contextlib.ExitStack() as stack:
             optimizers = loss_scale.optimizers_of(self.model)
             watches = [stack.enter_context(Watch(x, weight)) for x in optimizers]
-            if self.fused_layers:
-                stack.enter_context(fused_layers(self.model))
-            if self.remat:
-                stack.enter_context(recomputing(self.model))
+            stack.enter_context(
+                changed_layers(self.model, fused=self.fused_layers, remat=self.remat)
+            )
             logs = _flat_logs(self.model.train_step(data))
         for watch in watches:
             watch.check(self.model)
@@ -258,6 +257,17 @@ class ReplicaSteps:
             log = tf.convert_to_tensor(logs[name])
             followed[name] = tf.where(same, tf.cast(results[name], log.dtype), log)
         return {**logs, **followed} if logs else results
+
+
+@contextlib.contextmanager
+def changed_layers(model, *, fused, remat):
+    """A context in which a model's layers compute as training asks for; see the two modules."""
+    with contextlib.ExitStack() as stack:
+        if fused:
+            stack.enter_context(fused_layers(model))
+        if remat:
+            stack.enter_context(recomputing(model))
+        yield
 
 
 def _values(variables):

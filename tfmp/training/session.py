@@ -1,7 +1,6 @@
 """What a run stands on: its folder, its seeds, its precision and its device."""
 
 import dataclasses
-import datetime
 import importlib.util
 import json
 import pathlib
@@ -10,7 +9,7 @@ import keras
 import tensorflow as tf
 from tensorflow.python.framework.config import is_op_determinism_enabled  # no public one
 
-from tfmp import compile_cache, distribution, hardware, policies
+from tfmp import compile_cache, distribution, files, hardware, policies
 from tfmp import power as gpu_power
 from tfmp.errors import UserError
 from tfmp.training import fused
@@ -150,8 +149,7 @@ def open_workdir(name, config):
         UserError: The folder can't be made, holds a finished run, holds an interrupted run and
             `resume` is off, or that run had other settings.
     """
-    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")[:-3]
-    workdir = pathlib.Path(config.workdir or f"runs/{name}-{now}").expanduser()
+    workdir = files.workdir(name, config.workdir)
     try:
         found = {path.name for path in workdir.iterdir()} if workdir.exists() else set()
         if "results.json" in found:

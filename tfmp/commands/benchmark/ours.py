@@ -1,6 +1,5 @@
 """The child process that times a recipe: one JSON spec as its argument, one JSON line out."""
 
-import contextlib
 import dataclasses
 import importlib
 import itertools
@@ -15,8 +14,7 @@ from tfmp.commands.benchmark import children, timing
 from tfmp.data import to_device
 from tfmp.models import flops
 from tfmp.training import loop
-from tfmp.training.fused import fused_layers
-from tfmp.training.remat import recomputing
+from tfmp.training.replica import changed_layers
 
 
 class RecipeWork(timing.Work):
@@ -123,11 +121,7 @@ def _without_loss_scale(classifier, session, *, remat=False):
 
     @tf.function(jit_compile=session.jit_compile, autograph=False)
     def step(data):
-        with contextlib.ExitStack() as stack:
-            if session.fused_layers:
-                stack.enter_context(fused_layers(classifier))
-            if remat:
-                stack.enter_context(recomputing(classifier))
+        with changed_layers(classifier, fused=session.fused_layers, remat=remat):
             return classifier.train_step(data)
 
     return lambda iterator: step(next(iterator))

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import importlib
 import json
 import pathlib
@@ -14,7 +13,8 @@ import zipfile
 
 import numpy as np
 
-from tfmp import cli, recipes
+from tfmp import cli, files, recipes
+from tfmp.commands.benchmark.session import ended_by_sigterm
 from tfmp.errors import NonFiniteError, StoppedError, TfmpError, UserError
 from tfmp.evaluation import Predictions
 from tfmp.training.session import FREE_SETTINGS
@@ -185,7 +185,7 @@ def _read(plan, folder):
     evaluation = _json(folder / "evaluation.json")
     model = plan.folder / "model.keras"
     try:
-        if model.exists() and evaluation["made_with"]["model_sha256"] != _sha256(model):
+        if model.exists() and evaluation["made_with"]["model_sha256"] != files.sha256(model):
             raise ValueError("the evaluation of another model")
         data = evaluation["made_with"]["data"]
         # (NumPy leaves a damaged file open.)
@@ -210,10 +210,6 @@ def _read(plan, folder):
     )
 
 
-def _sha256(file):
-    return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
 def _json(file):
     """A file's content; {} where it is not there."""
     try:
@@ -230,7 +226,7 @@ def _json(file):
 def _run(words, log, accepted=(0,)):
     """Runs Python with its output in a file; Ctrl-C and SIGTERM let it save and stop first."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "ab") as file:
+    with open(log, "ab") as file, ended_by_sigterm():
         begin = file.tell()
         child = subprocess.Popen(
             [sys.executable, *words],
@@ -239,7 +235,6 @@ def _run(words, log, accepted=(0,)):
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        former = signal.signal(signal.SIGTERM, _interrupt)
         try:
             status = child.wait()
         except KeyboardInterrupt:
@@ -250,7 +245,6 @@ def _run(words, log, accepted=(0,)):
         finally:
             child.kill()
             child.wait()
-            signal.signal(signal.SIGTERM, former)
     if status in accepted:
         return
     output = log.read_bytes()[begin:].decode(errors="replace").splitlines()
@@ -258,7 +252,3 @@ def _run(words, log, accepted=(0,)):
     reason = said[-1].partition("error: ")[2] if said else f"ended with exit status {status}"
     kinds = {2: UserError, 3: NonFiniteError, 75: StoppedError}
     raise kinds.get(status, TfmpError)(f"{log.stem}: {reason} (see {log})")
-
-
-def _interrupt(number, frame):
-    raise KeyboardInterrupt

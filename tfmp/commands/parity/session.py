@@ -2,13 +2,11 @@
 
 import dataclasses
 import datetime
-import pathlib
 
-from tfmp import evaluation, provenance
+from tfmp import evaluation, files, provenance
 from tfmp.commands.parity import costs, report, runs
 from tfmp.errors import DifferentError, TfmpError, UndecidedError, UserError
 from tfmp.evaluation import parity
-from tfmp.files import write_json
 
 
 def compare(config):
@@ -60,7 +58,7 @@ def compare(config):
         },
     }
     try:
-        written = write_json(workdir / "parity.json", written)
+        written = files.write_json(workdir / "parity.json", written)
     except OSError as error:
         raise TfmpError(f"Can't write to {workdir}: {error}.") from error
     print(report.text(written, workdir), flush=True)
@@ -77,8 +75,7 @@ def _end(written):
 
 
 def _workdir(config):
-    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")[:-3]
-    workdir = pathlib.Path(config.workdir or f"runs/parity-{now}").expanduser()
+    workdir = files.workdir("parity", config.workdir)
     try:
         if workdir.exists() and any(workdir.iterdir()) and not config.resume:
             raise UserError(
@@ -97,7 +94,7 @@ def _paired(kinds):
 
 
 def _check(kinds):
-    """The reference's logits have to be finite, and all runs of the same data."""
+    """Refuses runs of other data, classes or groups than the first has."""
     first = kinds[0][0]
     for run in (x for kind in kinds for x in kind):
         if run.class_names != first.class_names or run.data != first.data:

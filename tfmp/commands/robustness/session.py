@@ -6,11 +6,11 @@ import typing
 from collections.abc import Callable
 
 from tfmp import evaluation, files, hardware, policies
+from tfmp.commands.evaluate.results import compiles
 from tfmp.commands.robustness import report
 from tfmp.data import Data
 from tfmp.errors import NonFiniteError, TfmpError
 from tfmp.metrics import classification
-from tfmp.training import session as training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,13 +87,9 @@ def robustness(config):
     return written
 
 
-def _compiles(config, policy):
-    return training.compiles(config.jit_compile, hardware.describe(), policy)
-
-
 def _start(config, subject, data, others):
     policy = policies.policy_of(subject.model)
-    jit_compile = _compiles(config, policy)
+    jit_compile = compiles(config, policy)
     compiled = evaluation.forward(subject.model, jit_compile=jit_compile)
     print(f"predicting {data.name} under {policy} ...", flush=True)
     assert data.test is not None, "data_for has looked"
@@ -136,7 +132,7 @@ def _adversarial(found):
     images, labels = evaluation.sample(
         found.test(), found.data.sizes["test"], config.attack_examples, config.seed
     )
-    jit_compile = {policy: _compiles(config, policy) for policy in gradients}
+    jit_compile = {policy: compiles(config, policy) for policy in gradients}
     given = found.compiled, gradients, images, labels, settings
     return evaluation.attack(*given, jit_compile=jit_compile)
 
