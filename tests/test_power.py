@@ -1,5 +1,6 @@
 """Power and energy of GPUs, from drivers that are not there."""
 
+import glob
 import os
 import sys
 import threading
@@ -149,9 +150,13 @@ def test_an_error_and_ctrl_c_end_the_thread(fake_nvml):
 
 def test_a_childs_gpu_is_the_first_of_the_variable(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
-    assert power.device_index() == "3" and power.Sampler()._gpus == ["3"]
+    assert power.device_indices(5) == ["3", "1"]
+    assert power.device_indices(1) == ["3"] and power.Sampler()._gpus == ["3"]
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    assert power.device_index() == "0"
+    monkeypatch.setattr(glob, "glob", lambda pattern: [])
+    assert power.device_indices(2) == ["0"]
+    monkeypatch.setattr(glob, "glob", lambda pattern: ["/dev/nvidia0", "/dev/nvidia1"])
+    assert power.device_indices(1) == ["0"] and power.device_indices(4) == ["0", "1"]
 
 
 def test_without_a_gpu_there_is_no_power(monkeypatch):

@@ -144,6 +144,28 @@ def replica_index() -> int:
     return int(tf.get_static_value(context.replica_id_in_sync_group)) if context else 0
 
 
+def replica_sum(x: tf.Tensor) -> tf.Tensor:
+    """The sum over all replicas; for the replica context of their strategy."""
+    context = tf.distribute.get_replica_context()
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, x)
+
+
+def sums_within_xla(strategy: tf.distribute.Strategy) -> bool:
+    """Whether `replica_sum` can be a part of an XLA program, by NCCL.
+
+    So it is under a MirroredStrategy whose replicas have GPUs of their own, unless it was made
+    with other `cross_device_ops`, which TensorFlow would ignore there. For CPUs TensorFlow
+    refuses to compile it.
+    """
+    if not isinstance(strategy, tf.distribute.MirroredStrategy):
+        return False
+    kinds = {tf.DeviceSpec.from_string(device).device_type for device in devices(strategy)}
+    shared = len(tf.config.list_logical_devices("GPU")) > len(tf.config.get_visible_devices("GPU"))
+    extended = strategy.extended
+    chosen = extended._cross_device_ops is not extended._collective_ops
+    return kinds == {"GPU"} and not shared and not chosen
+
+
 def has_synchronized_batch_norm(model: keras.Model) -> bool:
     """Whether some layer takes its batch statistics over all replicas."""
     return any(getattr(layer, "synchronized", False) for layer in model._flatten_layers())

@@ -157,6 +157,16 @@ def of_cuda_devices(read: Callable) -> list:
     return [] if None in found else found
 
 
+def cuda_memory_bytes() -> list[int]:
+    """Memory of each GPU that CUDA sees, in bytes, asked without starting TensorFlow."""
+    return of_cuda_devices(_memory)
+
+
+def _memory(cuda, device):
+    size = ctypes.c_size_t()
+    return None if cuda.cuDeviceTotalMem_v2(ctypes.byref(size), device) else size.value
+
+
 def _name_and_capability(cuda, device):
     name, major, minor = ctypes.create_string_buffer(256), ctypes.c_int(), ctypes.c_int()
     failed = cuda.cuDeviceGetName(name, len(name), device)

@@ -7,6 +7,7 @@ spans of seconds, and means over many shorter ones.
 import collections
 import contextlib
 import ctypes
+import glob
 import math
 import os
 import shutil
@@ -38,7 +39,7 @@ class Sampler:
 
     def __init__(self, gpus=None):
         self.samples: collections.deque[tuple[float, float]] = collections.deque(maxlen=KEPT)
-        self._gpus = [device_index()] if gpus is None else list(gpus)
+        self._gpus = device_indices(1) if gpus is None else list(gpus)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._begin = math.nan
@@ -97,9 +98,14 @@ class Sampler:
                 break
 
 
-def device_index():
-    """The GPU that a child will use: the first of CUDA_VISIBLE_DEVICES, an index or a UUID."""
-    return os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip() or "0"
+def device_indices(count):
+    """The GPUs that a child will use: indices or UUIDs, one at least and `count` at most.
+
+    They are the first of CUDA_VISIBLE_DEVICES, or without that, of the machine.
+    """
+    named = [x.strip() for x in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    there = [x for x in named if x] or [str(i) for i in range(len(glob.glob("/dev/nvidia[0-9]*")))]
+    return there[:count] or ["0"]
 
 
 def cuda_gpus():

@@ -115,6 +115,48 @@ def test_memory_against_speed_where_activations_are_computed_twice():
     assert "0.800" in rows.table(found) and str(computed).endswith(", remat")
 
 
+def test_efficiency_of_several_replicas():
+    """3,200 images/s of one with a batch of 32; 6,400 with 64."""
+    found = [
+        rows.summarize("tfmp", CASE, [outcome(10)]),
+        rows.summarize("tfmp", dataclasses.replace(CASE, batch_size=64), [outcome(10)]),
+    ]
+    both = dataclasses.replace(CASE, batch_size=64, replicas=2)
+    for cards in (2, 1):
+        shared = rows.summarize("tfmp", both, [outcome(12.5, cards=cards, all_reduce_ms=1.5)])
+        rows.relate([*found, shared])
+        assert shared["weak_efficiency"] == pytest.approx(5120 / cards / 3200)
+        assert shared["strong_efficiency"] == pytest.approx(5120 / cards / 6400)
+        assert "1.50" in rows.table([shared])
+        assert (" 2 on 1 " in rows.table([shared])) == (cards == 1)
+    assert "weak_efficiency" not in found[0] and str(both).endswith("device, 2 replicas")
+
+
+@pytest.mark.parametrize(("scaling", "batches"), [("weak", [8, 16, 32]), ("strong", [8, 8, 8])])
+def test_the_batch_of_several_replicas(monkeypatch, tmp_path, scaling, batches):
+    seen = []
+
+    def answer(program, spec):
+        words = dict(word[2:].split("=") for word in spec["flags"])
+        seen.append((spec["replicas"], words["strategy"], int(words["batch_size"])))
+        return outcome()
+
+    flags = ["--replicas=1,2,4", f"--scaling={scaling}", "--batch_sizes=8", "--repeats=1"]
+    results = measure(monkeypatch, tmp_path, answer, *flags, "--peer=torch")
+    strategies = ["none", "mirrored", "mirrored"]
+    alone = seen.pop(1)  # the peer, which has no row of several
+    assert alone[0] == 1
+    assert seen == list(zip((1, 2, 4), strategies, batches, strict=True))
+    assert [row["program"] for row in results["rows"]] == ["tfmp", "torch", "tfmp", "tfmp"]
+
+
+def test_more_replicas_than_gpus(monkeypatch):
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["GPU:0", "GPU:1"])
+    assert [ours.make_replicas(count) for count in (1, 2)] == [1, 2]
+    with pytest.raises(errors.UserError, match="up to 2, the GPUs"):
+        ours.make_replicas(3)
+
+
 def test_cores_that_were_busy():
     """Windows of 0.4, 0.3 and 0.4 s."""
     repeats = [outcome(cpu_s=[2.0, 1.5, 2.0]), outcome(cpu_s=[1.0, 1.5, 0.8])]
@@ -233,6 +275,8 @@ def test_slower_than_the_tolerance_is_status_10(monkeypatch, tmp_path, capsys):
         (["--inputs=device,device"], "each once"),
         (["--batch_sizes="], "one or more"),
         (["--batch_sizes=0"], "--batch_sizes above 0"),
+        (["--replicas=1,0"], "--replicas above 0"),
+        (["--replicas=2", "--loss_scale=none"], "--loss_scale=recipe with several"),
         (["--steps=0"], "--steps above 0"),
         (["--tolerance=1"], "--tolerance from 0"),
         (["--recipe=none"], "--recipe out of"),
@@ -273,6 +317,7 @@ def test_a_small_measurement_as_a_user_starts_it(tmp_path):
             *TINY,
             "--inputs=host",
             "--repeats=1",
+            "--replicas=1,2",
             f"--output={tmp_path / 'out.json'}",
         ],
         cwd=ROOT,
@@ -282,8 +327,10 @@ def test_a_small_measurement_as_a_user_starts_it(tmp_path):
         timeout=120,
     )
     results = json.loads((tmp_path / "out.json").read_text())
-    (row,) = results["rows"]
+    row, of_two = results["rows"]
     (repeat,) = row["repeats"]
+    assert (of_two["replicas"], of_two["cards"], of_two["batch_size"]) == (2, 1, 16)
+    assert of_two["images_per_second"]["median"] > 0 and of_two["all_reduce_ms"] > 0
     # On a busy machine a window of 3 small steps may be too short to be believed.
     assert ended.returncode in (0, 1), ended.stderr
     assert row["status"] in ("ok", "invalid"), row["reason"]

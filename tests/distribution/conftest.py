@@ -4,6 +4,8 @@ Two MirroredStrategies in one process can collide on their collective keys, and 
 hangs in a collective ignores SIGTERM. So a test with the mark `replicas(n)` runs in a child: a
 pytest of its own with n logical CPUs, killed with all its own children after TIMEOUT seconds. The
 chosen tests of one file with the same n share a child, and its strategy.
+
+With TFMP_TEST_DEVICE=GPU in the environment the replicas are GPUs, which NCCL joins.
 """
 
 import functools
@@ -22,6 +24,7 @@ import tensorflow as tf
 HERE = pathlib.Path(__file__).parent
 TIMEOUT = 240  # seconds
 IN_CHILD = "TFMP_TEST_REPLICAS"
+DEVICE = os.environ.get("TFMP_TEST_DEVICE", "CPU")
 
 sys.path.insert(0, str(HERE))  # for helpers.py
 
@@ -41,10 +44,10 @@ if IN_CHILD in os.environ:
 
 @pytest.fixture(scope="session")
 def strategy():
-    """The child's only strategy, over all its logical CPUs."""
+    """The child's only strategy, over all its devices."""
     if IN_CHILD not in os.environ:
         return None
-    return tf.distribute.MirroredStrategy([d.name for d in tf.config.list_logical_devices("CPU")])
+    return tf.distribute.MirroredStrategy([d.name for d in tf.config.list_logical_devices(DEVICE)])
 
 
 def run_python(*command, replicas=2):
@@ -52,21 +55,24 @@ def run_python(*command, replicas=2):
 
     Args:
         *command: Words behind `python`.
-        replicas: Number of logical CPUs for the program to make.
+        replicas: Number of logical CPUs for the program to make, or of GPUs to see.
 
     Returns:
         A `subprocess.CompletedProcess`, its output as text; return code None if it took too long.
     """
     words = [sys.executable, *map(str, command)]
     own_group = IN_CHILD not in os.environ  # what a child starts ends with it
+    environment = os.environ | {IN_CHILD: str(replicas)}
+    if DEVICE == "GPU":
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, range(replicas)))
+    else:  # XLA's machine code isn't optimized: its compiling takes most of the time.
+        environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
     process = subprocess.Popen(
         words,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # XLA's machine code isn't optimized: its compiling takes most of the time.
-        env=os.environ
-        | {IN_CHILD: str(replicas), "XLA_FLAGS": "--xla_backend_optimization_level=0"},
+        env=environment,
         start_new_session=own_group,
     )
     code = None

@@ -3,10 +3,12 @@
 One replica: the whole step is one XLA program, as with Keras' `jit_compile=True`; then what a
 skipped step has changed is put back.
 
-Several replicas: each runs forward and backward pass as one XLA program. Gradients and changes of
-statistics, weighted by the replica's share of the batch, are summed over the replicas as one
-vector. A second XLA program on each replica applies the sums to its copies of the variables: the
-same numbers on all, so the same verdict and the same weights.
+Several replicas: gradients and changes of statistics, weighted by the replica's share of the
+batch, are summed over the replicas as one vector. Each replica applies the sums to its copies of
+the variables: the same numbers on all, so the same verdict and the same weights. On GPUs of their
+own all of that is one XLA program a replica, in which NCCL adds up; so the host can run ahead of
+them. Elsewhere there are two, forward and backward pass and the update, with the strategy's sum
+between them, for which the host waits.
 """
 
 import contextlib
@@ -261,19 +263,23 @@ class _Engine:
         if steps.replicas == 1:
             whole = self._compiled(lambda data: commit[0](*forward[0](data)))
             return self._on_each_replica([whole])
-        forward = [_after_inputs(f) if native else self._compiled(f) for f in forward]
-        commit = [self._compiled(function) for function in commit]
+        in_one = self._sums_within_xla()
+        if not in_one:
+            forward = [_after_inputs(f) if native else self._compiled(f) for f in forward]
+            commit = [self._compiled(function) for function in commit]
 
         def replica_step(index):
             def step(data):
-                vector, kept, logs = forward[index](data)
-                context = tf.distribute.get_replica_context()
-                vector = context.all_reduce(tf.distribute.ReduceOp.SUM, vector)
-                return commit[index](vector, kept, logs)
+                vector, kept = forward[index](data)
+                return commit[index](distribution.replica_sum(vector), kept)
 
-            return step
+            return self._compiled(step) if in_one else step
 
-        return self._on_each_replica([replica_step(index) for index in indices])
+        return self._on_each_replica([replica_step(index) for index in indices], same_logs=True)
+
+    def _sums_within_xla(self):
+        able = distribution.sums_within_xla(self.model.distribute_strategy)
+        return able and self.jit_compile and uses_xla(self.model) and not self.model.run_eagerly
 
     def _compiled(self, function):
         if self.model.run_eagerly:
@@ -285,8 +291,11 @@ class _Engine:
             autograph=False,
         )
 
-    def _on_each_replica(self, functions):
-        """A function of a global batch, from one of its part for each replica."""
+    def _on_each_replica(self, functions, *, same_logs=False):
+        """A function of a global batch, from one of its part for each replica.
+
+        Its logs are means over the replicas, or those of any, if all have the same.
+        """
         strategy = self.model.distribute_strategy
         devices = distribution.devices(strategy)
 
@@ -298,11 +307,11 @@ class _Engine:
             def on_replica(data):
                 return functions[distribution.replica_index()](data)
 
-            logs = strategy.run(on_replica, args=(data,))
-            return keras.tree.map_structure(
-                lambda x: tf.reduce_mean(tf.stack(strategy.experimental_local_results(x)), 0),
-                logs,
-            )
+            def joined(x):
+                values = strategy.experimental_local_results(x)
+                return values[0] if same_logs else tf.reduce_mean(tf.stack(values), 0)
+
+            return keras.tree.map_structure(joined, strategy.run(on_replica, args=(data,)))
 
         return alone if len(devices) == 1 else together
 

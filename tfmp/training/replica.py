@@ -33,6 +33,7 @@ class ReplicaSteps:
         self.fused_layers = self.remat = False
         self._variables = []  # of the recorded gradients, in their order
         self._has_gradient = []
+        self._logs = {}  # specs by name
 
     @property
     def replicas(self):
@@ -72,11 +73,12 @@ class ReplicaSteps:
     def forward_backward(self, index, native=False):
         """A function of the replica's data that changes nothing for good.
 
-        It returns a vector to be summed over the replicas, values that this replica is to keep,
-        and the logs with what `_of_metrics` says of them. The vector has the gradients of the
-        scaled loss, the changes of statistics, both weighted by the number of examples, and
-        that number. (The number, and not a share that the host has worked out: for a scalar
-        from the host a GPU step would have to wait until the former one has ended.)
+        It returns a vector to be summed over the replicas, and values that this replica is to
+        keep. The vector has the gradients of the scaled loss, the changes of statistics, both
+        weighted by the number of examples, that number, and the logs, as they are and as they
+        are if the step is skipped. (The number, and not a share that the host has worked out:
+        for a scalar from the host a GPU step would have to wait until the former one has ended.
+        The logs, since the host would wait for a mean over devices at the end of each step.)
 
         Args:
             index: Position of the replica.
@@ -107,25 +109,30 @@ class ReplicaSteps:
                 ]
                 vector = tf.concat([gradients, *self._flat(changes)], 0)
                 kept = [x for x in after if not x.dtype.is_floating]
-                kept += _select(count > 0, _values(metrics), metrics_before)
+                metrics_after = _select(count > 0, _values(metrics), metrics_before)
+                _assign(metrics, metrics_after)
+                done = self._with_metrics(logs, of_metrics)
                 _assign(statistics + metrics, before + metrics_before)
+                undone = self._with_metrics(logs, of_metrics)
                 weights = tf.ones_like(count) / self.replicas
                 if several and not native:
                     vector = tf.where(count > 0, vector * count, tf.zeros_like(vector))
                     weights = count
-                return tf.concat([vector, [weights]], 0), kept, (logs, of_metrics)
+                parts = [vector, [weights], self._packed(done), self._packed(undone)]
+                return tf.concat(parts, 0), kept + metrics_after
 
         return forward_backward
 
     def commit(self, index):
         """A function of what `forward_backward` returns, its vector summed: makes the update."""
 
-        def commit(vector, kept, logs):
+        def commit(vector, kept):
             with self._on(index):
+                vector, weights, *logs = self._parts(vector)
                 statistics, metrics = self._statistics(), self._metric_variables()
                 floating = [v for v in statistics if tf.as_dtype(v.dtype).is_floating]
                 rest = [v for v in statistics if not tf.as_dtype(v.dtype).is_floating]
-                vector = vector[:-1] if self.replicas == 1 else vector[:-1] / vector[-1]
+                vector = vector if self.replicas == 1 else vector / weights
                 sums = _unflatten(vector, self._variables + floating)
                 count = len(self._variables)
                 gradients = [
@@ -137,10 +144,12 @@ class ReplicaSteps:
                 state = floating + rest + metrics
                 before = _values(state)
                 after = [a + b for a, b in zip(before, sums[count:], strict=False)] + kept
-                if skipped is not None:
-                    after = _select(tf.equal(skipped, self._skipped_steps()), after, before)
-                _assign(state, after)
-                return self._with_metrics(*logs)
+                if skipped is None:
+                    _assign(state, after)
+                    return self._unpacked(logs[0])
+                good = tf.equal(skipped, self._skipped_steps())
+                _assign(state, _select(good, after, before))
+                return self._unpacked(tf.where(good, *logs))
 
         return commit
 
@@ -257,6 +266,27 @@ class ReplicaSteps:
             log = tf.convert_to_tensor(logs[name])
             followed[name] = tf.where(same, tf.cast(results[name], log.dtype), log)
         return {**logs, **followed} if logs else results
+
+    # --- logs, as a part of the vector
+
+    def _packed(self, logs):
+        logs = {name: tf.convert_to_tensor(x) for name, x in logs.items()}
+        # Of each example, for one: replicas may have unequal numbers of them.
+        logs = {
+            name: x if x.shape.is_fully_defined() else tf.reduce_mean(x) for name, x in logs.items()
+        }
+        self._logs = {name: tf.TensorSpec(x.shape, x.dtype) for name, x in logs.items()}
+        return tf.concat([tf.zeros([0], self._dtype()), *self._flat(logs.values())], 0)
+
+    def _unpacked(self, vector):
+        """Means over the replicas, from the sums."""
+        specs = self._logs.values()
+        return dict(zip(self._logs, _unflatten(vector / self.replicas, specs), strict=True))
+
+    def _parts(self, vector):
+        """What was concatenated: gradients and changes, weights, logs, logs of a skipped step."""
+        size = sum(math.prod(spec.shape) for spec in self._logs.values())
+        return tf.split(vector, [-1, 1, size, size])
 
 
 @contextlib.contextmanager

@@ -85,7 +85,7 @@ def advise(config):
 def _facts(config):
     command = [*CHILD, "facts", json.dumps(dataclasses.asdict(config))]
     try:
-        facts = children.run(command, children.with_one_gpu(), config.limit_seconds)
+        facts = children.run(command, children.with_gpus(), config.limit_seconds)
     except children.ChildError as error:
         raise TfmpError(f"{config.target} could not be looked at: {error}") from None
     if "mistake" in facts:
@@ -138,7 +138,7 @@ def _outcome(settings, case):
                 "spawned_at": time.monotonic(),
             }
             command = [*CHILD, "function", json.dumps(spec)]
-            return children.run(command, children.with_one_gpu(), settings["limit_seconds"])
+            return children.run(command, children.with_gpus(), settings["limit_seconds"])
         config, words = target.recipe_flags(settings, case)
         return children.measure(
             "tfmp",

@@ -13,6 +13,13 @@ Examples:
     python -m tfmp benchmark --policies=mixed_float16 --loss_scale=recipe,none
     python -m tfmp benchmark --inputs=device --remat=false,true
     python -m tfmp benchmark --inputs=device,host --dataset=folder:PATH
+    python -m tfmp benchmark --inputs=device --policies=mixed_float16 --replicas=1,2,4,8
+    python -m tfmp benchmark --inputs=device --replicas=1,8 --scaling=strong --batch_sizes=2048
+
+With --replicas, that many GPUs train together under MirroredStrategy; on a machine with one GPU
+or none, as many logical devices that share it. Efficiency is images/s as a share of what the
+GPUs would do one by one: "weak" next to a row of one replica with the same batch a replica,
+"strong" next to one with the same whole batch.
 
 Exit status: 0 done; 1 a measurement failed or is invalid; 2 a mistake in the flags, or files that
 can't be compared; 10 slower than --tolerance allows.
@@ -52,7 +59,15 @@ class Config:
         "Keep activations or compute them once more (--remat of the recipe), or both: false,true.",
         group="Work",
     )
-    batch_sizes: tuple[int, ...] = cli.flag((256,), "Images in a step.", group="Work")
+    batch_sizes: tuple[int, ...] = cli.flag(
+        (256,), "Images in a step; of each replica, unless --scaling=strong.", group="Work"
+    )
+    replicas: tuple[int, ...] = cli.flag((1,), "GPUs that train together.", group="Work")
+    scaling: Literal["weak", "strong"] = cli.flag(
+        "weak",
+        "With more --replicas: weak: each takes a batch of --batch_sizes; strong: they share it.",
+        group="Work",
+    )
     inputs: tuple[str, ...] = cli.flag(
         ("device", "host"),
         "device: one batch that stays on the device; host: the recipe's own input pipeline.",
@@ -120,17 +135,23 @@ class Config:
                 raise UserError(
                     f"Expected --{name} out of {', '.join(allowed)}. Received: {given}."
                 )
-        for name in (*CHOICES, "batch_sizes"):
+        for name in (*CHOICES, "batch_sizes", "replicas"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
                 given = ",".join(map(str, values)) or "nothing"
                 raise UserError(f"Expected --{name} of one or more, each once. Received: {given}.")
-        if any(size < 1 for size in self.batch_sizes):
-            raise UserError(f"Expected --batch_sizes above 0. Received: {self.batch_sizes}.")
+        for name in ("batch_sizes", "replicas"):
+            if any(number < 1 for number in getattr(self, name)):
+                raise UserError(f"Expected --{name} above 0. Received: {getattr(self, name)}.")
         if self.peer != "none" and self.dataset != "synthetic":
             raise UserError(
                 f"Expected --dataset=synthetic with --peer={self.peer}, which reads nothing else. "
                 f"Received: {self.dataset}."
+            )
+        if "none" in self.loss_scale and max(self.replicas) > 1:
+            raise UserError(
+                "Expected --loss_scale=recipe with several --replicas. Received: "
+                f"{','.join(self.loss_scale)}."
             )
         if len(self.compare) > 2:
             raise UserError(f"Expected one or two files in --compare. Received: {self.compare}.")

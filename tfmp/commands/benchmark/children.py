@@ -36,17 +36,17 @@ def measure(side, spec, *, peer_python, limit_s):
     Raises:
         ChildError: It failed, or did not end in time.
     """
-    environment = with_one_gpu()
+    environment = with_gpus(spec["replicas"])
     command = [sys.executable, "-m", "tfmp.commands.benchmark.ours"]
     if side == "torch":
         command, environment = [peer_python, str(PEER)], peer_environment(environment)
     return run([*command, json.dumps(spec)], environment, limit_s)
 
 
-def with_one_gpu():
-    """This process's environment, with one GPU, the same for all, numbered as NVML does."""
-    card = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": power.device_index()}
-    return os.environ | card
+def with_gpus(count=1):
+    """This process's environment, with so many GPUs, the same for all, numbered as NVML does."""
+    chosen = ",".join(power.device_indices(count))
+    return os.environ | {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": chosen}
 
 
 def peer_environment(environment):

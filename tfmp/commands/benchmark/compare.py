@@ -6,7 +6,7 @@ import pathlib
 from tfmp.commands.benchmark import rows
 from tfmp.errors import DifferentError, UserError
 
-FORMAT = "tfmp benchmark 2"
+FORMAT = "tfmp benchmark 3"
 WORK = ("recipe", "model", "image_size", "dataset", "tf32")
 # What may differ: the version under test, and the memory that others had left free.
 FREE = ("tfmp", "memory_bytes")

@@ -4,17 +4,22 @@ import dataclasses
 import importlib
 import itertools
 import json
+import math
 import sys
 import time
 
 import tensorflow as tf
 
-from tfmp import cli, hardware, loss_scale, provenance, training
+from tfmp import cli, distribution, hardware, loss_scale, provenance, training
 from tfmp.commands.benchmark import children, timing
 from tfmp.data import to_device
+from tfmp.errors import UserError
 from tfmp.models import flops
 from tfmp.training import loop
 from tfmp.training.replica import changed_layers
+
+# Share of a GPU's memory that logical devices divide among them; CUDA itself takes some.
+SHARED_MEMORY = 0.9
 
 
 class RecipeWork(timing.Work):
@@ -32,11 +37,17 @@ class RecipeWork(timing.Work):
         self.classifier = classifier
         self._function = function
         if source == "device":
-            self._iterator = self._repeated = itertools.repeat(next(iter(to_device(batches))))
+            self._iterator = self._repeated = itertools.repeat(next(self._placed(batches)))
         else:
-            self._iterator = iter(to_device(batches))
+            self._iterator = self._placed(batches)
             # A dataset too, so that the function is not traced and compiled again.
-            self._repeated = iter(to_device(batches.take(1).cache().repeat()))
+            self._repeated = self._placed(batches.take(1).cache().repeat())
+
+    def _placed(self, batches):
+        strategy = self.classifier.distribute_strategy
+        if strategy.num_replicas_in_sync > 1:
+            return iter(strategy.experimental_distribute_dataset(batches))
+        return iter(to_device(batches))
 
     def step(self):
         """Calls the training function that `fit` would call."""
@@ -63,11 +74,12 @@ def measure(spec):
 
     Args:
         spec: Dict: `recipe`, `flags` (of the recipe), `input`, `loss_scale`, `steps`, `windows`,
-            `spawned_at` (`time.monotonic()` before this process was started).
+            `replicas`, `spawned_at` (`time.monotonic()` before this process was started).
 
     Returns:
         The dict of `timing.measure`, with what was in force.
     """
+    cards = make_replicas(spec["replicas"])
     recipe = importlib.import_module(f"tfmp.recipes.{spec['recipe']}")
     config = cli.parse(recipe.Config, spec["flags"])
     session, data, classifier, _ = recipe.prepare(config)
@@ -84,10 +96,68 @@ def measure(spec):
     return in_force(
         measured, prepared, classifier.optimizer, session.device, session.jit_compile
     ) | {
+        "cards": cards,
+        "all_reduce_ms": all_reduce_ms(classifier),
         "multiply_adds": flops.multiply_adds(classifier.model),
         "arithmetic": arithmetic,
         "peak_tflops": hardware.peak_tflops(session.device.name, arithmetic),
     }
+
+
+def make_replicas(count):
+    """Lets this process have so many devices; before TensorFlow has started.
+
+    Args:
+        count: Number of replicas.
+
+    Returns:
+        Number of GPUs, or machines, that they are on: where there is a single one, several
+        logical devices share it.
+
+    Raises:
+        UserError: There are several GPUs, and fewer than that.
+    """
+    gpus = tf.config.list_physical_devices("GPU")
+    if count <= len(gpus) or count == 1:
+        return count
+    if len(gpus) > 1:
+        raise UserError(f"Expected --replicas up to {len(gpus)}, the GPUs. Received: {count}.")
+    (card,) = gpus or tf.config.list_physical_devices("CPU")
+    limit = None
+    if gpus:
+        limit = int(SHARED_MEMORY * hardware.cuda_memory_bytes()[0] / count / 2**20)
+    part = tf.config.LogicalDeviceConfiguration(memory_limit=limit)
+    tf.config.set_logical_device_configuration(card, [part] * count)
+    return 1
+
+
+def all_reduce_ms(classifier, repeats=20):
+    """Milliseconds that adding up float32 gradients over the replicas takes; None for one.
+
+    Args:
+        classifier: A compiled Keras model.
+        repeats: Number of sums, one behind the other.
+    """
+    strategy = classifier.distribute_strategy
+    if strategy.num_replicas_in_sync == 1:
+        return None
+    size = sum(math.prod(v.shape) for v in classifier.trainable_variables)
+    # As the training step does.
+    in_xla = distribution.sums_within_xla(strategy)
+    total = tf.function(distribution.replica_sum, jit_compile=in_xla, autograph=False)
+    run = tf.function(lambda x: strategy.run(total, args=(x,)), autograph=False)
+    values = strategy.run(lambda: tf.zeros([size]))
+
+    def wait():
+        return [float(x[0]) for x in strategy.experimental_local_results(values)]
+
+    values = run(values)
+    wait()
+    begin = time.monotonic()
+    for _ in range(repeats):
+        values = run(values)
+    wait()
+    return 1e3 * (time.monotonic() - begin) / repeats
 
 
 def in_force(measured, prepared, optimizer, device, jit_compile):

@@ -16,10 +16,11 @@ class Case:
     Attributes:
         policy: Name of the dtype policy.
         jit_compile: Whether XLA compiles the step; of the peer, torch.compile.
-        batch_size: Images a step.
+        batch_size: Images a step, of all replicas.
         input: "device" or "host".
         loss_scale: "recipe" or "none".
         remat: Whether activations are computed once more instead of kept.
+        replicas: Number of replicas.
     """
 
     policy: str
@@ -28,13 +29,16 @@ class Case:
     input: str
     loss_scale: str
     remat: bool = False
+    replicas: int = 1
 
     def __str__(self):
         """In words, for the screen."""
         compiled = "compiled" if self.jit_compile else "not compiled"
         scale = "" if self.loss_scale == "recipe" else ", no loss scale"
         remat = ", remat" if self.remat else ""
-        return f"{self.policy}, {compiled}, batch {self.batch_size}, {self.input}{scale}{remat}"
+        batch = f"batch {self.batch_size}"
+        replicas = f", {self.replicas} replicas" if self.replicas > 1 else ""
+        return f"{self.policy}, {compiled}, {batch}, {self.input}{scale}{remat}{replicas}"
 
 
 def summarize(program, case, repeats, ours=None):
@@ -78,10 +82,10 @@ def _same_device(one, other):
 def _figures(case, measured, ours):
     step_s = [statistics.median(repeat["window_s"]) / repeat["steps"] for repeat in measured]
     images = _spread([case.batch_size / seconds for seconds in step_s])
-    powers = [repeat["watts"] for repeat in measured if repeat.get("watts")]
-    watts = statistics.median(powers) if powers else None
+    watts = _median(repeat.get("watts") for repeat in measured)
     memory = [repeat["peak_memory_bytes"] for repeat in measured if repeat["peak_memory_bytes"]]
     adds, peak = ours.get("multiply_adds"), ours.get("peak_tflops")
+    peak = peak and peak * measured[0].get("cards", 1)
     tflops = OPERATIONS * adds * images["median"] / 1e12 if adds else None
     return {
         "images_per_second": images,
@@ -90,6 +94,8 @@ def _figures(case, measured, ours):
         "to_first_step_s": [repeat["to_first_step_s"] for repeat in measured],
         "peak_memory_bytes": max(memory) if memory else None,
         "cpu_cores": _cpu_cores(measured),
+        "cards": measured[0].get("cards", 1),
+        "all_reduce_ms": _median(repeat.get("all_reduce_ms") for repeat in measured),
         "watts": watts,
         "joules_per_image": watts / images["median"] if watts else None,
         "tflops": tflops,
@@ -102,6 +108,11 @@ def _cpu_cores(measured):
     """Cores that the process kept busy in its windows; None where that is not known."""
     busy = [second for repeat in measured for second in repeat.get("cpu_s") or []]
     return sum(busy) / sum(sum(repeat["window_s"]) for repeat in measured) if busy else None
+
+
+def _median(values):
+    known = [value for value in values if value]
+    return statistics.median(known) if known else None
 
 
 def _spread(values):
@@ -118,7 +129,9 @@ def relate(rows):
 
     `loss_scale_overhead`: the share of a step's time that the loss scale adds, next to the row
     without. `remat_speed` and `remat_memory`: images/s and peak memory as multiples of the row that
-    keeps its activations. `to_peer`: images/s as a multiple of torch's.
+    keeps its activations. `to_peer`: images/s as a multiple of torch's. `weak_efficiency`,
+    `strong_efficiency`: images/s of each card as a share of the row of one replica that has the
+    same batch a replica, or the same whole batch.
 
     Args:
         rows: List of what `summarize` returns; changed.
@@ -134,6 +147,13 @@ def relate(rows):
             row["remat_speed"] = speed(row) / speed(kept)
             if row["peak_memory_bytes"] and kept["peak_memory_bytes"]:
                 row["remat_memory"] = row["peak_memory_bytes"] / kept["peak_memory_bytes"]
+        if row["replicas"] > 1:
+            for name, size in (
+                ("weak_efficiency", row["batch_size"] // row["replicas"]),
+                ("strong_efficiency", row["batch_size"]),
+            ):
+                if alone := known.get(key(row | {"replicas": 1, "batch_size": size})):
+                    row[name] = speed(row) / row["cards"] / speed(alone)
         peer = known.get(key(row | {"program": "torch"}))
         if peer and peer is not row:
             row["to_peer"] = speed(row) / speed(peer)
@@ -173,6 +193,9 @@ def _columns(row):
     yield "input", row["input"]
     yield "loss scale", row["loss_scale"]
     yield "remat", "yes" if row["remat"] else "no"
+    cards = row.get("cards", 1)
+    shared = "" if cards == row["replicas"] else f" on {cards}"
+    yield "replicas", f"{row['replicas']}{shared}"
     yield "images/s", _cell(images.get("median"), ",.0f")
     ends = [f"{images[name]:,.0f}" for name in ("lowest", "highest") if images]
     yield "lowest-highest", "-".join(ends) or "-"
@@ -188,6 +211,9 @@ def _columns(row):
     yield "scale costs", _cell(row.get("loss_scale_overhead"), "+.1%")
     yield "remat speed", _cell(row.get("remat_speed"), ".3f")
     yield "remat memory", _cell(row.get("remat_memory"), ".3f")
+    yield "all-reduce ms", _cell(row.get("all_reduce_ms"), ".2f")
+    yield "weak", _cell(row.get("weak_efficiency"), ".3f")
+    yield "strong", _cell(row.get("strong_efficiency"), ".3f")
     yield "to torch", _cell(row.get("to_peer"), ".3f")
 
 

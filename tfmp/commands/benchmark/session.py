@@ -50,13 +50,13 @@ def measure(config, former=None):
     rounds = [
         (case, words, program)
         for _, (case, words), program in itertools.product(range(config.repeats), plans, programs)
-        if program == "tfmp" or not case.remat
+        if program == "tfmp" or not (case.remat or case.replicas > 1)
     ]
     results, driver = {}, power.driver_version()
-    with power.Sampler() as sampler, ended_by_sigterm():
+    with ended_by_sigterm():
         for number, (case, words, program) in enumerate(rounds, start=1):
             print(f"{number}/{len(rounds)} {program}: {case} ... ", end="", flush=True)
-            outcome = _measured(config, program, case, words, sampler)
+            outcome = _measured(config, program, case, words)
             print(_in_short(case, outcome), flush=True)
             outcomes[case, program].append(outcome)
             results = write_json(file, _results(config, outcomes, driver))
@@ -72,12 +72,14 @@ def measure(config, former=None):
 
 def _cases(config):
     lists = config.policies, config.jit_compile, config.batch_sizes, config.inputs
-    return [
-        rows.Case(policy, xla == "true", batch, source, scale, remat == "true")
-        for policy, xla, batch, source, scale, remat in itertools.product(
-            *lists, config.loss_scale, config.remat
-        )
+    more = config.loss_scale, config.remat, config.replicas
+    cases = [
+        rows.Case(policy, xla == "true", batch, source, scale, remat == "true", replicas)
+        for policy, xla, batch, source, scale, remat, replicas in itertools.product(*lists, *more)
     ]
+    if config.scaling == "weak":
+        cases = [dataclasses.replace(x, batch_size=x.batch_size * x.replicas) for x in cases]
+    return cases
 
 
 def flags(config, case):
@@ -106,7 +108,7 @@ def flags(config, case):
         "tf32": str(config.tf32).lower(),
         "jit_compile": str(case.jit_compile).lower(),
         "remat": str(case.remat).lower(),
-        "strategy": "none",
+        "strategy": "mirrored" if case.replicas > 1 else "none",
         "batch_size": case.batch_size,
         "learning_rate": LEARNING_RATE * 256 / case.batch_size,
         "warmup_epochs": 0,
@@ -158,18 +160,19 @@ def spec(config, case, words):
     }
 
 
-def _measured(config, program, case, words, sampler):
+def _measured(config, program, case, words):
     """What a child measured, with the power meanwhile; or {"error": why it did not}."""
-    try:
-        outcome = children.measure(
-            program,
-            spec(config, case, words),
-            peer_python=config.peer_python or sys.executable,
-            limit_s=config.limit_seconds,
-        )
-    except children.ChildError as error:
-        return {"error": str(error)}
-    return outcome | {"watts": sampler.mean_watts(outcome["window_at"])}
+    with power.Sampler(power.device_indices(case.replicas)) as sampler:
+        try:
+            outcome = children.measure(
+                program,
+                spec(config, case, words),
+                peer_python=config.peer_python or sys.executable,
+                limit_s=config.limit_seconds,
+            )
+        except children.ChildError as error:
+            return {"error": str(error)}
+        return outcome | {"watts": sampler.mean_watts(outcome["window_at"])}
 
 
 def _in_short(case, outcome):
