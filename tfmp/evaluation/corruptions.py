@@ -98,28 +98,9 @@ def summarize_corruptions(found, severities, clean_error, baseline=None, *, seed
     """
     errors = found.errors
     means = {name: float(values.mean()) for name, values in errors.items()}
-    # By example, so that resampling keeps what the corruptions of one image have in common.
-    columns = {name: 1 - correct.mean(0) for name, correct in found.correct.items()}
-    whole = {
-        "mean_error": _mean_column(columns, corruption.IMAGENET_C),
-        "extra_mean_error": _mean_column(columns, corruption.EXTRA),
-    }
-    relative = {}
-    if baseline is not None:
-        relative = _against(errors, clean_error, baseline)
-        weighted = {
-            name: columns[name] / np.mean(baseline.errors[name])
-            for name, ce in relative["ce"].items()
-            if math.isfinite(ce)
-        }
-        if math.isfinite(relative["mce"]):
-            whole["mce"] = _mean_column(weighted, corruption.IMAGENET_C)
-    whole = {name: column for name, column in whole.items() if column is not None}
-    drawn = bootstrap.intervals_of_means(
-        np.stack([*columns.values(), *whole.values()], 1), replicates=REPLICATES, seed=seed
-    ).tolist()
+    against = _against(errors, clean_error, baseline) if baseline else {}
     return {
-        "examples": len(next(iter(columns.values()))),
+        "examples": next(iter(found.correct.values())).shape[1],
         "corruptions": sum(name in corruption.IMAGENET_C for name in errors),
         "non_finite": found.non_finite,
         "clean_error": clean_error,
@@ -130,12 +111,30 @@ def summarize_corruptions(found, severities, clean_error, baseline=None, *, seed
             name: dict(zip(map(str, severities), values.tolist(), strict=True))
             for name, values in errors.items()
         },
-        "intervals": {
-            "mean_errors": dict(zip(columns, drawn[: len(columns)], strict=True)),
-            **dict(zip(whole, drawn[len(columns) :], strict=True)),
-        },
-        **({"baseline": relative} if relative else {}),
+        "intervals": _intervals(found.correct, against, seed),
+        **({"baseline": against} if against else {}),
     }
+
+
+def _intervals(correct, against, seed):
+    """Of the mean errors, and of mCE where it is known."""
+    # By example, so that resampling keeps what the corruptions of one image have in common.
+    columns = {name: 1 - values.mean(0) for name, values in correct.items()}
+    whole = {
+        "mean_error": [columns[name] for name in corruption.IMAGENET_C if name in columns],
+        "extra_mean_error": [columns[name] for name in corruption.EXTRA if name in columns],
+    }
+    if against and math.isfinite(against["mce"]):
+        theirs = against["mean_errors"]
+        whole["mce"] = [
+            columns[name] / theirs[name] for name in corruption.IMAGENET_C if name in theirs
+        ]
+    means = {name: np.mean(chosen, 0) for name, chosen in whole.items() if chosen}
+    drawn = bootstrap.intervals_of_means(
+        np.stack([*columns.values(), *means.values()], 1), replicates=REPLICATES, seed=seed
+    ).tolist()
+    by_name = dict(zip(columns, drawn[: len(columns)], strict=True))
+    return {"mean_errors": by_name, **dict(zip(means, drawn[len(columns) :], strict=True))}
 
 
 def _against(errors, clean_error, baseline):
@@ -152,8 +151,3 @@ def _against(errors, clean_error, baseline):
         "mce": corruption.mean_over(ce),
         "relative_mce": corruption.mean_over(relative),
     }
-
-
-def _mean_column(columns, names):
-    chosen = [columns[name] for name in names if name in columns]
-    return np.mean(chosen, 0) if chosen else None

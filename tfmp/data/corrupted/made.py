@@ -136,7 +136,8 @@ def from_images(images, labels, corruptions, severities, *, name, seed=0, cache_
     """
     if images.shape[-1] not in (1, 3):
         raise DataError(
-            f"Expected images of 1 or 3 channels, to corrupt them. Received: {images.shape[-1]}."
+            f"Expected images of 1 or 3 channels, to corrupt them. Received: {images.shape[-1]}. "
+            "Name other --axes."
         )
     folder = cache.folder(images, name, LIBRARY, seed, cache_dir)
     found = Made(folder, images, labels, tuple(corruptions), tuple(severities))
