@@ -297,45 +297,44 @@ def alive(pid):
 
 @pytest.fixture(scope="module")
 def ready(tmp_path_factory):
-    """Prepared sets as TFDS has them: a configuration a corruption and severity, a test split."""
+    """Some of `cifar10_corrupted`, prepared: seven images, whose gray tells number and severity."""
     import tensorflow_datasets as tfds
 
-    def write(builder_name, names):
-        class Corrupted(tfds.core.GeneratorBasedBuilder):
-            name = builder_name
-            VERSION = tfds.core.Version("1.0.0")
-            BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=x) for x in names]
+    names = ["frosted_glass_blur_1", "frosted_glass_blur_2", "fog_1", "fog_2"]
 
-            def _info(self):
-                features = {
-                    "image": tfds.features.Image(shape=(10, 10, 3)),
-                    "label": tfds.features.ClassLabel(num_classes=3),
-                }
-                return tfds.core.DatasetInfo(
-                    builder=self,
-                    features=tfds.features.FeaturesDict(features),
-                    supervised_keys=("image", "label"),
-                )
+    # TFDS has one of that name.
+    class Cifar10Corrupted(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+        BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name) for name in names]
 
-            def _split_generators(self, dl_manager):
-                return {"test": self._generate_examples()}
+        def _info(self):
+            features = {
+                "image": tfds.features.Image(shape=(32, 32, 3)),
+                "label": tfds.features.ClassLabel(num_classes=10),
+            }
+            return tfds.core.DatasetInfo(
+                builder=self,
+                features=tfds.features.FeaturesDict(features),
+                supervised_keys=("image", "label"),
+            )
 
-            def _generate_examples(self):
-                level = names.index(self.builder_config.name)
-                for number in range(7):
-                    image = np.full((10, 10, 3), 10 * number + level, np.uint8)
-                    yield number, {"image": image, "label": number % 3}
+        def _split_generators(self, dl_manager):
+            return {"test": self._generate_examples()}
 
-        for name in names:
-            Corrupted(data_dir=folder, config=name).download_and_prepare()
+        def _generate_examples(self):
+            level = names.index(self.builder_config.name)
+            for number in range(7):
+                image = np.full((32, 32, 3), 10 * number + level, np.uint8)
+                yield number, {"image": image, "label": number % 3}
 
     folder = str(tmp_path_factory.mktemp("ready"))
-    write("cifar10_corrupted", ["frosted_glass_blur_1", "frosted_glass_blur_2", "fog_1", "fog_2"])
+    for name in names:
+        Cifar10Corrupted(data_dir=folder, config=name).download_and_prepare()
     return folder
 
 
 def open_ready(ready, **more):
-    given = {"examples": 100, "shape": (10, 10, 3), "classes": 3, "data_dir": ready} | more
+    given = {"examples": 100, "shape": (32, 32, 3), "classes": 10, "data_dir": ready} | more
     names = given.pop("corruptions", ("glass_blur", "fog"))
     return corrupted.ready_made(given.pop("name", "cifar10_corrupted"), names, (1, 2), **given)
 
@@ -362,8 +361,8 @@ def test_ready_made_sets(ready):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"classes": 10}, "10 classes and 3 channels.*3 and 3"),
-        ({"shape": (10, 10, 1)}, "3 classes and 1 channels.*3 and 3"),
+        ({"classes": 3}, "3 classes and 3 channels.*10 and 3"),
+        ({"shape": (32, 32, 1)}, "10 classes and 1 channels.*10 and 3"),
         ({"corruptions": ("snow",)}, "cifar10_corrupted/snow_1"),
         ({"name": "cifar10_corruptd"}, "cifar10_corruptd"),
     ],
