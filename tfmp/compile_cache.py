@@ -23,7 +23,7 @@ import time
 
 import tensorflow as tf
 
-from tfmp import hardware
+from tfmp import files, hardware
 
 FLAG = "--tf_xla_persistent_cache_directory"
 FLAG_VALUE = re.compile(rf"""{FLAG}=("(?:\\.|[^"])*"|'[^']*'|\S*)""")
@@ -106,11 +106,8 @@ def explain(message):
 
 
 def root():
-    """The folder of all caches: `tfmp/xla` in the user's cache folder."""
-    home = os.environ.get("XDG_CACHE_HOME", "")
-    # By the XDG specification a relative path there is to be ignored.
-    base = pathlib.Path(home) if os.path.isabs(home) else pathlib.Path.home() / ".cache"
-    return base / "tfmp" / "xla"
+    """The folder of all programs: `tfmp/xla` in the user's cache folder."""
+    return files.cache_root() / "xla"
 
 
 def _told(flags):

@@ -5,7 +5,10 @@ import datetime
 import hashlib
 import json
 import math
+import os
 import pathlib
+
+import numpy as np
 
 
 def write_json(file, value):
@@ -23,6 +26,19 @@ def write_json(file, value):
     partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
     partial.replace(file)
     return value
+
+
+def write_arrays(file, arrays):
+    """Writes a compressed .npz file, whole or not at all.
+
+    Args:
+        file: Path.
+        arrays: Dict of arrays by name.
+    """
+    partial = file.with_name(file.name + ".partial")
+    with open(partial, "wb") as stream:
+        np.savez_compressed(stream, **arrays)
+    partial.replace(file)
 
 
 def _plain(value):
@@ -45,6 +61,14 @@ def workdir(tool, asked):
     """The folder that the user named, or runs/TOOL-DATE-TIME: a `pathlib.Path`, not made yet."""
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")[:-3]
     return pathlib.Path(asked or f"runs/{tool}-{now}").expanduser()
+
+
+def cache_root():
+    """The folder of all that is kept between runs: `tfmp` in the user's cache folder."""
+    home = os.environ.get("XDG_CACHE_HOME", "")
+    # By the XDG specification a relative path there is to be ignored.
+    base = pathlib.Path(home) if os.path.isabs(home) else pathlib.Path.home() / ".cache"
+    return base / "tfmp"
 
 
 def read_metrics(file):

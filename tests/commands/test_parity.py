@@ -1,6 +1,7 @@
 """`python -m tfmp parity`: on evaluations as they lie there, and as a whole on the digits."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
@@ -8,13 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
 
-from tfmp import __main__, cli, errors
-from tfmp.commands import parity
-from tfmp.commands.parity import report, runs
+from tfmp import __main__, cli, errors, files
+from tfmp.commands import parity, robustness
+from tfmp.commands.parity import report, runs, shifts
 from tfmp.evaluation import Predictions
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -85,6 +87,88 @@ def test_not_enough_runs(tmp_path, capsys):
     assert "error: not enough runs:" in capsys.readouterr().err
 
 
+def examined(workdir, name, rng, harm=0.0, words=(), images="abc"):
+    """What `python -m tfmp robustness` leaves of a run on 500 corrupted and 300 other images."""
+    folder = workdir / "robustness" / name
+    folder.mkdir(parents=True)
+    config = dataclasses.asdict(cli.parse(robustness.Config, [*WORDS, *words]))
+    corrupted = {
+        "errors": {"snow": {}, "saturate": {}},
+        "images": {"snow": {"3": images}},
+        "constants": {"kind": "ours"},
+        "non_finite": 0,
+    }
+    results = {
+        "corruptions": {"pets": corrupted},
+        "ood": {"pets": {"against": {"cars": {"non_finite": 0}}}},
+        "made_with": {"model_sha256": None, "config": config},
+    }
+    (folder / "robustness.json").write_text(json.dumps(results))
+    wrong = rng.random((2, 1, 500)) < np.array([0.2 + harm, 0.1])[:, None, None]
+    arrays = {"corrupted_correct": ~wrong, "ood_logits_0": 0.3 * rng.normal(size=(300, 3))}
+    files.write_arrays(folder / "robustness.npz", arrays)
+    return folder
+
+
+WORDS = ["--axes=corruptions,ood", "--corruptions=snow,saturate", "--severities=3", "--ood=cars"]
+
+
+def test_corruptions_and_other_data(tmp_path, capsys):
+    flags = folders(tmp_path)
+    run(*flags)
+    rng = np.random.default_rng(0)
+    for kind in ("reference", "other"):
+        for seed in range(4):
+            name = f"{kind}-{seed}-{kind}-{seed}"
+            examined(tmp_path / "out", name, rng, harm=0.2 * (kind == "other"))
+    flags += ["--resume", *WORDS[1:]]
+    capsys.readouterr()
+    assert status(*flags, "--corruption_margin=0.02", "--auroc_margin=0.03") == 10
+    said, err = capsys.readouterr()
+    assert "different: corruption error" in err
+    for title in ("auroc of cars", "auroc energy of cars", "mce", "extra corruption error"):
+        assert title in said
+    found = json.loads((tmp_path / "out" / "parity.json").read_text())
+    error, auroc = found["tests"][-2:]
+    assert (error["metric"], error["margin"], error["verdict"]) == (
+        "corruption_error",
+        0.02,
+        "different",
+    )
+    assert error["means"] == pytest.approx([0.2, 0.4], abs=0.03)
+    assert (auroc["metric"], auroc["name"], auroc["margin"]) == ("auroc", "cars", 0.03)
+    assert found["made_with"]["corrupted_images"] == {"kind": "ours"}
+
+
+def test_examinations_have_to_be_the_same(tmp_path):
+    flags = [*folders(tmp_path), *WORDS[1:]]
+    rng = np.random.default_rng(0)
+    name = "{0}-{1}-{0}-{1}".format
+    for seed in range(4):
+        examined(tmp_path / "out", name("reference", seed), rng)
+        examined(tmp_path / "out", name("other", seed), rng, images="abd" if seed == 3 else "abc")
+    (tmp_path / "a").mkdir()
+    with pytest.raises(errors.UserError, match=r"same corrupted images.*other-3"):
+        run(*flags, "--resume")
+    with pytest.raises(errors.UserError, match=r"one with --ood=\['cars'\].*Remove the folder"):
+        run(*flags[:-1], "--ood=boats", "--resume")
+    file = tmp_path / "out" / "robustness" / name("other", 1) / "robustness.npz"
+    file.write_bytes(b"PK\x03\x04 half a file")
+    with pytest.raises(errors.UserError, match="other-1"):
+        run(*flags, "--resume")
+
+
+def test_flags_of_robustness():
+    config = cli.parse(parity.Config, ["--corruptions=fog", "--cache_dir=a b", "--severities=1,2"])
+    words = shifts.flags(config)
+    parsed = cli.parse(robustness.Config, words)
+    assert parsed.chosen == ("corruptions",) and parsed.severities == (1, 2)
+    assert parsed.corruptions == ("fog",) and parsed.cache_dir == "a b"
+    words = shifts.flags(cli.parse(parity.Config, ["--ood=mnist,folder:a"]))
+    assert words == ["--axes=ood", "--ood=mnist,folder:a"]
+    assert shifts.flags(parity.Config()) == []
+
+
 def test_costs_side_by_side(tmp_path, capsys):
     results = {
         "cost": {"seconds": 20.0, "joules": None},
@@ -121,6 +205,9 @@ def test_costs_side_by_side(tmp_path, capsys):
         (["--margin=0"], "--margin above 0"),
         (["--alpha=1"], "--alpha above 0, below 1"),
         (["--resume"], "--workdir"),
+        (["--corruptions=haze"], "--corruptions out of"),
+        (["--corrupted=cifar10_corrupted"], "--corruptions with --corrupted"),
+        (["--auroc_margin=0"], "--auroc_margin above 0"),
         (["--recipe=none"], "--recipe out of"),
         (["--recipe_flags=--seed=3"], "without --seed"),
         (["--recipe_flags=--epochs=none"], "epochs"),
@@ -191,7 +278,7 @@ def test_a_stopped_training_saves_first(tmp_path, number):
         "import pathlib; from tfmp import cli; from tfmp.commands.parity import runs\n"
         f"words = ['-c', {FAMILY.format(file=str(file))!r}]\n"
         "try:\n"
-        f"    runs._run(words, pathlib.Path({str(tmp_path / 'log')!r}))\n"
+        f"    runs.run_python(words, pathlib.Path({str(tmp_path / 'log')!r}))\n"
         "except runs.StoppedError as error:\n"
         "    raise SystemExit(error.exit_status)\n"
     )
@@ -213,10 +300,10 @@ def test_what_a_child_says_is_passed_on(tmp_path):
     for exit_status, kind in ((2, errors.UserError), (3, errors.NonFiniteError)):
         words = ["-c", f"import sys; print('error: it is so'); sys.exit({exit_status})"]
         with pytest.raises(kind, match="a-run: it is so"):
-            runs._run(words, tmp_path / "logs" / "a-run.log")
+            runs.run_python(words, tmp_path / "logs" / "a-run.log")
     killed = ["-c", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"]
     with pytest.raises(errors.TfmpError, match=r"b: ended with exit status -9 \(see .*b.log"):
-        runs._run(killed, tmp_path / "logs" / "b.log")
+        runs.run_python(killed, tmp_path / "logs" / "b.log")
 
 
 def test_a_run_is_trained_and_evaluated(tmp_path, capsys):
@@ -235,6 +322,28 @@ def test_a_run_is_trained_and_evaluated(tmp_path, capsys):
     (plan.folder / "model.keras").write_bytes(b"another")
     with pytest.raises(errors.UserError, match="of another model"):
         runs.evaluate(plan, tmp_path)
+
+
+def test_a_run_on_corrupted_images_and_other_data(trained, tmp_path, capsys):
+    plan = runs.Plan("reference", "one", trained)
+    made_with = {"model_sha256": files.sha256(trained / "model.keras")}
+    found = types.SimpleNamespace(made_with=made_with, data="digits")
+    words = ["--axes=corruptions,ood", "--corruptions=contrast", "--severities=2,5"]
+    words += ["--corruption_examples=50", f"--cache_dir={tmp_path / 'cache'}", "--ood=synthetic"]
+    (shifted,), constants = shifts.evaluate([plan], [found], tmp_path, words)
+    assert shifted.wrong["contrast"].shape == (2, 50) and shifted.non_finite == 0
+    assert shifted.outside["synthetic"].shape[1:] == (10,) and constants["seed"] == 0
+    results = json.loads((tmp_path / "robustness" / "one" / "robustness.json").read_text())
+    errors_of = results["corruptions"]["digits"]["errors"]["contrast"]
+    assert list(errors_of.values()) == pytest.approx(shifted.wrong["contrast"].mean(1))
+    said = capsys.readouterr().out
+    assert "making 2 x 50" in said and "contrast ..." in said and "mean of 1" not in said
+    assert "mean of 1" in (tmp_path / "robustness" / "one.log").read_text()
+    shifts.evaluate([plan], [found], tmp_path, words)
+    assert "robustness" not in capsys.readouterr().out
+    found.made_with["model_sha256"] = "0"
+    with pytest.raises(errors.UserError, match="of another model"):
+        shifts.evaluate([plan], [found], tmp_path, words)
 
 
 def test_the_screen_shows_what_is_not_settled(tmp_path):

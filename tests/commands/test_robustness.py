@@ -78,6 +78,137 @@ def test_out_of_distribution(trained, letters, tmp_path, capsys):
         assert said in out
 
 
+@pytest.fixture(scope="module")
+def corrupt(trained, tmp_path_factory):
+    """Flags for 100 images under two corruptions of ImageNet-C and an extra one."""
+    cache = f"--cache_dir={tmp_path_factory.mktemp('cache')}"
+    names = "--corruptions=speckle_noise,gaussian_noise,contrast"
+    few = ["--severities=4,1", "--corruption_examples=100"]
+    return [str(trained), "--axes=corruptions", names, *few, cache]
+
+
+def test_corruptions(trained, corrupt, tmp_path, capsys):
+    found = run(*corrupt, f"--workdir={tmp_path / 'a'}")["corruptions"]["digits"]
+    assert list(found["errors"]) == ["gaussian_noise", "contrast", "speckle_noise"]
+    assert found["examples"] == 100 and found["corruptions"] == 2 and "baseline" not in found
+    # By hand, from the files as anyone can read them.
+    chosen = evaluation.drawn(360, 100, 0)
+    logits_of = evaluation.forward(evaluation.load(trained).model)
+    images, labels = evaluation.sample(data.load("digits").test(360), 360, 100, 0)
+    kept = np.load(tmp_path / "a" / "robustness.npz")["corrupted_correct"]
+    assert kept.shape == (3, 2, 100) and chosen.sum() == 100
+    for row, (name, by_severity) in enumerate(found["errors"].items()):
+        for column, (severity, error) in enumerate(by_severity.items()):
+            file = f"{found['constants']['folder']}/{name}-{severity}.npy"
+            right = logits_of(tf.constant(np.load(file))).numpy().argmax(1) == labels
+            assert error == pytest.approx(1 - right.mean(), abs=1e-9)
+            np.testing.assert_array_equal(kept[row, column], right)
+            assert len(found["images"][name][severity]) == 64
+    right = logits_of(tf.constant(images)).numpy().argmax(1) == labels
+    assert found["clean_error"] == pytest.approx(1 - right.mean(), abs=1e-9)
+    errors_of = {name: list(values.values()) for name, values in found["errors"].items()}
+    mean = np.mean([errors_of["gaussian_noise"], errors_of["contrast"]])
+    assert found["mean_error"] == pytest.approx(mean)
+    assert found["constants"]["by_severity"]["contrast"] == {"c": "[0.4, 0.3, 0.2, 0.1, 0.05]"}
+    out = capsys.readouterr().out
+    for said in (
+        "making 6 x 100",
+        "mean of 2 of the 15",
+        "needs a --baseline",
+        "ImageNet-C's, for",
+    ):
+        assert said in out
+    before = f"--baseline={tmp_path / 'a' / 'robustness.json'}"
+    found = run(*corrupt, before, f"--workdir={tmp_path / 'b'}")["corruptions"]["digits"]
+    assert found["baseline"]["mce"] == found["baseline"]["relative_mce"] == 1
+    out = capsys.readouterr().out
+    assert "making" not in out and "100.0 %" in out
+
+
+def test_mce_of_another_model(trained, sure, corrupt, tmp_path):
+    """The same model in half precision, which is nearly as often right."""
+    _, *flags = corrupt
+    theirs = run(*corrupt, f"--workdir={tmp_path / 'a'}")["corruptions"]["digits"]
+    flags += ["--dataset=digits", f"--baseline={trained}", "--jit_compile=false"]
+    found = run(sure, *flags, f"--workdir={tmp_path / 'b'}")["corruptions"]["digits"]
+    baseline = found["baseline"]
+    assert baseline["mean_errors"] == pytest.approx(theirs["mean_errors"], abs=1e-9)
+    assert baseline["clean_error"] == theirs["clean_error"]
+    ratios = [
+        found["mean_errors"][name] / theirs["mean_errors"][name]
+        for name in ("gaussian_noise", "contrast")
+    ]
+    assert baseline["mce"] == pytest.approx(np.mean(ratios))
+    low, high = found["intervals"]["mce"]
+    assert low < baseline["mce"] < high
+
+
+def test_without_the_library(monkeypatch):
+    monkeypatch.setattr(robustness, "_has_library", lambda: False)
+    assert robustness.Config().chosen == ("input", "adversarial")
+    for flag in ("--axes=corruptions", "--corrupted=cifar10_corrupted", "--baseline=runs/a"):
+        assert "corruptions" in cli.parse(robustness.Config, [flag]).chosen
+    monkeypatch.setattr(robustness, "_has_library", lambda: True)
+    assert robustness.Config().chosen == ("input", "corruptions", "adversarial")
+
+
+@pytest.fixture(scope="module")
+def faded(tmp_path_factory):
+    """A set of TFDS, prepared: the digits at a quarter of their contrast."""
+    import tensorflow_datasets as tfds
+
+    images, labels, _ = next(iter(data.load("digits").test(360)))
+
+    class DigitsCorrupted(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+        BUILDER_CONFIGS = [tfds.core.BuilderConfig(name="contrast_3")]
+
+        def _info(self):
+            features = {
+                "image": tfds.features.Image(shape=(8, 8, 1)),
+                "label": tfds.features.ClassLabel(num_classes=10),
+            }
+            return tfds.core.DatasetInfo(
+                builder=self,
+                features=tfds.features.FeaturesDict(features),
+                supervised_keys=("image", "label"),
+            )
+
+        def _split_generators(self, dl_manager):
+            return {"test": self._generate_examples()}
+
+        def _generate_examples(self):
+            for number, image in enumerate(images.numpy()):
+                yield number, {"image": image // 4, "label": int(labels[number])}
+
+    folder = tmp_path_factory.mktemp("tfds")
+    DigitsCorrupted(data_dir=folder).download_and_prepare()
+    return str(folder), images.numpy() // 4, labels.numpy()
+
+
+def test_a_ready_made_set(trained, faded, tmp_path, capsys):
+    folder, images, labels = faded
+    flags = ["--corrupted=digits_corrupted", "--corruptions=contrast", "--severities=3"]
+    flags += [f"--data_dir={folder}", "--axes=corruptions", f"--workdir={tmp_path / 'out'}"]
+    results = run(str(trained), *flags)
+    found = results["corruptions"]["digits"]
+    logits_of = evaluation.forward(evaluation.load(trained).model)
+    right = logits_of(tf.constant(images)).numpy().argmax(1) == labels
+    assert found["examples"] == 360
+    assert found["errors"] == {"contrast": {"3": pytest.approx(1 - right.mean(), abs=1e-9)}}
+    assert found["clean_error"] == pytest.approx(1 - results["accuracy"]["digits"])
+    assert found["images"] == {"contrast": {"3": "digits_corrupted/contrast_3/1.0.0"}}
+    assert "the data set's own" in capsys.readouterr().out
+
+
+def test_a_baseline_of_other_images(trained, corrupt, tmp_path):
+    run(*corrupt, f"--workdir={tmp_path / 'a'}")
+    file = f"--baseline={tmp_path / 'a' / 'robustness.json'}"
+    for other in ("--severities=4", "--seed=1", "--corruptions=fog"):
+        with pytest.raises(errors.UserError, match="of the same images under"):
+            run(*corrupt, file, other, f"--workdir={tmp_path / 'b'}")
+
+
 ATTACKS = ["--axes=adversarial", "--linf=16,2", "--l2=64", "--steps=5", "--attack_examples=100"]
 
 
@@ -154,12 +285,15 @@ def test_weights_that_are_not_finite(trained, tmp_path, capsys):
     kernel.assign(np.full_like(kernel.numpy(), np.nan))
     model.save(tmp_path / "nan.keras")
     flags = ["--dataset=digits", "--l2=", "--linf=8", "--steps=2", f"--workdir={tmp_path / 'out'}"]
+    flags += ["--corruptions=contrast", "--severities=1", f"--cache_dir={tmp_path / 'cache'}"]
     with pytest.raises(errors.NonFiniteError, match="360 of 360 test images") as ended:
         run(str(tmp_path / "nan.keras"), *flags)
     assert ended.value.exit_status == 3
     results = json.loads((tmp_path / "out" / "robustness.json").read_text())
     assert results["non_finite"] == {"digits": 360} and results["accuracy"] == {"digits": 0}
     assert results["input"]["digits"]["uint8 0-255"]["verdict"] == "breaks"
+    found = results["corruptions"]["digits"]
+    assert found["errors"] == {"contrast": {"1": 1}} and found["non_finite"] == 360
     out = capsys.readouterr().out
     assert "360 not finite" in out and "the checks of the attacks say nothing" in out
 
@@ -181,6 +315,16 @@ def test_weights_that_are_not_finite(trained, tmp_path, capsys):
         (["RUN", "--l2=inf"], "--l2 above 0"),
         (["RUN", "--l2=far"], "far"),
         (["RUN", "--linf=", "--l2="], "--linf or --l2"),
+        (["RUN", "--corruptions=haze"], "--corruptions out of imagenet_c, extra, gaussian_noise"),
+        (["RUN", "--corruptions=", "--axes=corruptions"], "--corruptions for the axis"),
+        (["RUN", "--severities=0"], "--severities out of 1, 2, 3, 4 and 5"),
+        (["RUN", "--severities=1,1"], "each once"),
+        (["RUN", "--corruption_examples=0"], "--corruption_examples of at least 1"),
+        (["RUN", "--corrupted=mnist_c"], "mnist_c/"),
+        (["RUN", "--axes=input", "--baseline=RUN"], "--axes with corruptions where --baseline"),
+        (["RUN", "--baseline=alexnet"], "imagenet2012_corrupted at 224 px"),
+        (["RUN", "--baseline=/no/such/run"], "Received: /no/such/run"),
+        (["RUN", "--baseline=FULL/robustness.json"], "with the corruptions of digits"),
         (["RUN", "--steps=0"], "--steps of at least 1"),
         (["RUN", "--restarts=0"], "--restarts of at least 1"),
         (["RUN", "--attack_examples=0"], "--attack_examples of at least 1"),

@@ -65,7 +65,11 @@ def test_scores_of_a_model_that_knows_one_side(inside):
         return tf.stack([light, tf.zeros_like(light)], 1)
 
     own = evaluation.predict(None, inside.test(360), compiled=logits)
-    found = evaluation.detect(logits, {"black": other}, own, 100)
+
+    def detect(compiled):
+        return evaluation.detect(evaluation.predict_others(compiled, {"black": other}, 100), own)
+
+    found = detect(logits)
     assert found["examples"] == 360
     black = found["against"]["black"]
     assert black["examples"] == other.sizes["test"] and black["non_finite"] == 0
@@ -75,7 +79,7 @@ def test_scores_of_a_model_that_knows_one_side(inside):
     def fails(images):
         return logits(images) * np.nan
 
-    black = evaluation.detect(fails, {"black": other}, own, 100)["against"]["black"]
+    black = detect(fails)["against"]["black"]
     assert black["non_finite"] == other.sizes["test"] and np.isnan(black["energy"]["auroc"])
 
 

@@ -75,3 +75,17 @@ def test_mistakes():
         detection.detection([], [1.0])
     with pytest.raises(errors.UserError, match=r"Received: \[3\]"):
         detection.scores([1.0, 2.0, 3.0])
+
+
+def test_placements_by_hand():
+    inside, outside = detection.placements(np.array([1.0, 3.0]), np.array([0.0, 1.0, 2.0, 3.0]))
+    # Of the others 1 is below 1.0 and 1 equal; 3 are below 3.0 and 1 equal.
+    np.testing.assert_array_equal(inside, [1.5 / 4, 3.5 / 4])
+    np.testing.assert_array_equal(outside, [1.0, 0.75, 0.5, 0.25])
+
+
+def test_the_mean_of_placements_is_the_auroc():
+    rng = np.random.default_rng(0)
+    inside, outside = rng.integers(9, size=50) + 1.0, rng.integers(9, size=80) + 0.0
+    for placed in detection.placements(inside, outside):
+        assert placed.mean() == pytest.approx(detection.detection(inside, outside)["auroc"])

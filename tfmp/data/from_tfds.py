@@ -32,7 +32,7 @@ def load(name: str, options: Options, also_known: list[str]) -> Data:
         DataError: If TFDS doesn't know the name, the set isn't one of labeled images, or it is
             neither prepared nor can be.
     """
-    source = _prepared(name, options, also_known)
+    source = prepared(name, options, also_known)
     train, validation, test = _splits(name, source)
     shape, in_memory = _shape(source, train, options.image_size)
     small = "crop_flip" if source.builder.name in MIRRORED else "crop"
@@ -61,7 +61,7 @@ def test_feature(name: str, feature: str, options: Options) -> list[str]:
     Raises:
         DataError: There is no such feature, or no test split to have it.
     """
-    source = _prepared(name, options, [])
+    source = prepared(name, options, [])
     known = _plain_features(source.builder.info.features)
     if feature not in known:
         raise DataError(
@@ -77,7 +77,7 @@ def test_feature(name: str, feature: str, options: Options) -> list[str]:
         decoders = {source.image_key: source.raw}
         examples = source.builder.as_dataset(split=test, shuffle_files=False, decoders=decoders)
     else:
-        examples = _shards(source, test).in_order().map(source.deserialize)
+        examples = source.records(test).in_order().map(source.deserialize)
     values = examples.map(lambda example: example[feature]).as_numpy_iterator()
     return [_as_text(known[feature], value) for value in values]
 
@@ -102,7 +102,7 @@ def _as_text(feature, value) -> str:
     return names[int(value)] if names and value >= 0 else str(value)
 
 
-class _Source:
+class Source:
     """A prepared builder, and which of its features are image and label."""
 
     def __init__(self, builder, image_key: str, label_key: str):
@@ -130,6 +130,21 @@ class _Source:
         decoders = {self.image_key: self.raw}
         return self.builder.info.features.deserialize_example(serialized, decoders=decoders)
 
+    def records(self, split: str) -> shards.Shards:
+        """The records of a split, encoded, where they lie."""
+        info = self.splits[split]
+        if "tfrecord" not in Path(info.file_instructions[0].filename).name:
+            raise DataError(
+                "Expected data of more than 1 GiB, or to be resized, as TFRecord files. Received: "
+                f"{info.file_instructions[0].filename}. Prepare them anew in TFDS' own format."
+            )
+        return shards.Shards(
+            paths=tuple(str(file.filename) for file in info.file_instructions),
+            skip=tuple(file.skip for file in info.file_instructions),
+            take=tuple(file.take for file in info.file_instructions),
+            record_bytes=max(info.num_bytes / info.num_examples, 1),
+        )
+
     @property
     def raw(self):
         """What leaves an image encoded."""
@@ -139,7 +154,7 @@ class _Source:
 
 
 def _streamed(name, source, splits, shape, augmentation, options) -> Data:
-    train, validation, test = (split and _shards(source, split) for split in splits)
+    train, validation, test = (split and source.records(split) for split in splits)
     if test is None:
         train, test = train.cut(memory.TEST_FRACTION)
     if validation is None:
@@ -172,27 +187,13 @@ def _streamed(name, source, splits, shape, augmentation, options) -> Data:
     )
 
 
-def _shards(source, split) -> shards.Shards:
-    info = source.splits[split]
-    if "tfrecord" not in Path(info.file_instructions[0].filename).name:
-        raise DataError(
-            "Expected data of more than 1 GiB, or to be resized, as TFRecord files. Received: "
-            f"{info.file_instructions[0].filename}. Prepare them anew in TFDS' own format."
-        )
-    return shards.Shards(
-        paths=tuple(str(file.filename) for file in info.file_instructions),
-        skip=tuple(file.skip for file in info.file_instructions),
-        take=tuple(file.take for file in info.file_instructions),
-        record_bytes=max(info.num_bytes / info.num_examples, 1),
-    )
-
-
-def _prepared(name, options, also_known) -> _Source:
+def prepared(name: str, options: Options, also_known: list[str]) -> "Source":
+    """A data set of labeled images, prepared if it isn't; arguments and errors as of `load`."""
     builder = _builder(name, options.data_dir, also_known)
     keys = _keys(name, builder.info)
     if not builder.info.splits:
         prepare.prepare(name, builder, options)
-    return _Source(builder, *keys)
+    return Source(builder, *keys)
 
 
 def _builder(name, data_dir, also_known):

@@ -178,10 +178,15 @@ def streamed_evaluation(records: Callable, decode: Callable, examples: int) -> C
     def evaluation(batch_size: int) -> tf.data.Dataset:
         _check_batch_size(batch_size)
         decoded = records().map(decode, tf.data.AUTOTUNE, deterministic=True)
-        batches = decoded.batch(batch_size).map(_with_int32_labels)
-        return _finish(batches.map(lambda images, labels: _padded(images, labels, batch_size)))
+        return padded_batches(decoded.batch(batch_size), batch_size)
 
     return evaluation
+
+
+def padded_batches(batches: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:
+    """Batches of (images, labels), of which the last may be short, as a `test` of a `Data` is."""
+    batches = batches.map(_with_int32_labels)
+    return _finish(batches.map(lambda images, labels: _padded(images, labels, batch_size)))
 
 
 def hold_out(labels: np.ndarray, keys: np.ndarray, fraction: float) -> tuple:

@@ -40,6 +40,13 @@ class AttackSettings:
     seed: int = 0
 
 
+def drawn(examples, count, seed):
+    """Which examples `sample` takes: [examples] bool; arguments as there."""
+    chosen = np.zeros(examples, bool)
+    chosen[np.random.default_rng(seed).permutation(examples)[:count]] = True
+    return chosen
+
+
 def sample(dataset, examples, count, seed):
     """Some images of a data set, drawn at random and kept in its order.
 
@@ -52,9 +59,7 @@ def sample(dataset, examples, count, seed):
     Returns:
         Images [count, height, width, channels] uint8 and labels [count] int64.
     """
-    chosen = np.zeros(examples, bool)
-    draw = np.random.default_rng(seed).permutation(examples)[:count]
-    chosen[draw] = True
+    chosen = drawn(examples, count, seed)
     images, labels, seen = [], [], 0
     for batch, batch_labels, weights in dataset.as_numpy_iterator():
         real = np.flatnonzero(weights > 0)

@@ -98,14 +98,31 @@ def fit(images, shape):
     return images
 
 
-def detect(compiled, others, own, batch_size):
-    """How well the scores of a model tell its own test images from those of other data sets.
+def predict_others(compiled, others, batch_size):
+    """Predicts the test images of data sets out of distribution.
 
     Args:
         compiled: What `forward` made of the model.
-        others: `tfmp.data.Data` by name, out of distribution.
-        own: The `Predictions` of the test images in distribution.
+        others: `tfmp.data.Data` by name.
         batch_size: Images predicted at once.
+
+    Returns:
+        `Predictions` by name; their labels have no meaning for the model.
+    """
+    seen = {}
+    for name, other in others.items():
+        examples = other.sizes["test"]
+        print(f"  predicting {examples:,} of {name} ...", flush=True)
+        seen[name] = predict(None, other.test(batch_size), examples=examples, compiled=compiled)
+    return seen
+
+
+def detect(seen, own):
+    """How well the scores of a model tell its own test images from those of other data sets.
+
+    Args:
+        seen: `Predictions` by name, of images out of distribution.
+        own: The `Predictions` of the test images in distribution.
 
     Returns:
         A dict: `examples` in distribution, and `against`: name -> `examples`, `non_finite`, and
@@ -113,13 +130,10 @@ def detect(compiled, others, own, batch_size):
     """
     inside = detection.scores(own.logits)
     against = {}
-    for name, other in others.items():
-        examples = other.sizes["test"]
-        print(f"  predicting {examples:,} of {name} ...", flush=True)
-        seen = predict(None, other.test(batch_size), examples=examples, compiled=compiled)
-        outside = detection.scores(seen.logits)
+    for name, predictions in seen.items():
+        outside = detection.scores(predictions.logits)
         failed = int((outside["max_logit"] != outside["max_logit"]).sum())
-        against[name] = {"examples": len(seen.labels), "non_finite": failed} | {
+        against[name] = {"examples": len(predictions.labels), "non_finite": failed} | {
             score: detection.detection(inside[score], outside[score]) for score in inside
         }
     return {"examples": len(own.labels), "against": against}

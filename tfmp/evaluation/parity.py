@@ -6,6 +6,7 @@ import itertools
 import numpy as np
 
 from tfmp.errors import UserError
+from tfmp.evaluation import shifts as compare_shifts
 from tfmp.metrics import calibration, classification, equivalence
 
 RESAMPLED = 200
@@ -21,11 +22,15 @@ class Margins:
         accuracy: Of all test examples, 0-1.
         part: Accuracy of a class or a group, 0-1.
         ece: Expected calibration error, 0-1.
+        corruption: Mean error of corrupted test examples, 0-1.
+        auroc: Of telling other data sets' examples by the largest softmax probability, 0-1.
     """
 
     accuracy: float = 0.005
     part: float = 0.02
     ece: float = 0.01
+    corruption: float = 0.01
+    auroc: float = 0.01
 
 
 def compare(
@@ -35,6 +40,7 @@ def compare(
     *,
     paired=False,
     groups=None,
+    shifts=None,
     margins=None,
     alpha=0.05,
     bins=15,
@@ -52,6 +58,7 @@ def compare(
         class_names: One name a class.
         paired: Whether the first of one has the seed of the first of the other, and so on.
         groups: [examples], the group of each example, or None.
+        shifts: Two lists of `tfmp.evaluation.shifts.Shifts`, one a run, or None.
         margins: A `Margins`; None: the default ones.
         alpha: Chance of calling equal kinds different, and different ones equivalent.
         bins: Number of bins of the calibration error.
@@ -68,16 +75,14 @@ def compare(
             reference's logits are not finite.
     """
     kinds = [[_outcomes(run, reference[0]) for run in kind] for kind in (reference, other)]
-    bad = [[int((~run.finite).sum()) for run in kind] for kind in kinds]
-    if any(bad[0]):
-        raise UserError(
-            f"Expected reference runs with finite logits. Received: {max(bad[0]):,} examples with "
-            "others in one of them."
-        )
+    bad = _non_finite(kinds, shifts)
     margins = margins or Margins()
     parts = list(_parts(kinds, class_names, groups))
     finite = not any(bad[1])
     tests = list(_tests(kinds, parts, margins, bins if finite else 0, paired))
+    shifted = list(_shifted(reference, other, shifts, finite, paired)) if shifts else []
+    of_shifts = {"corruption_error": margins.corruption, "auroc": margins.auroc}
+    tests += [_row(x, name, y, of_shifts[x]) for x, name, y in shifted if x in of_shifts]
     _judge(tests, alpha)
     verdict, reason = _verdict(tests, sum(bad[1]))
     return {
@@ -87,7 +92,10 @@ def compare(
         "runs": [len(kind) for kind in kinds],
         "examples": len(kinds[0][0].labels),
         "tests": tests,
-        "also": list(_also(kinds, parts, finite, paired)),
+        "also": [
+            *_also(kinds, parts, finite, paired),
+            *(_row(x, name, y) for x, name, y in shifted if x not in of_shifts),
+        ],
         "paired": paired,
         "flips": _flips(kinds, paired),
         "non_finite": bad,
@@ -104,6 +112,20 @@ def _outcomes(predictions, first):
             "labels."
         )
     return classification.outcomes(predictions.logits, predictions.labels)
+
+
+def _non_finite(kinds, shifts):
+    """How many examples each run has whose logits are not finite; the reference may have none."""
+    bad = [[int((~run.finite).sum()) for run in kind] for kind in kinds]
+    if shifts:
+        more = [[run.non_finite for run in kind] for kind in shifts]
+        bad = [[a + b for a, b in zip(*kind, strict=True)] for kind in zip(bad, more, strict=True)]
+    if any(bad[0]):
+        raise UserError(
+            f"Expected reference runs with finite logits. Received: {max(bad[0]):,} examples with "
+            "others in one of them."
+        )
+    return bad
 
 
 # --- tests
@@ -190,6 +212,14 @@ def _also(kinds, parts, finite, paired):
             for kind in kinds
         ]
         yield _row(f"worst_{metric}", None, equivalence.compare_values(*worst, paired=paired))
+
+
+def _shifted(reference, other, shifts, finite, paired):
+    """Triples of metric, name and comparison, of images that are no test examples as they are."""
+    yield from compare_shifts.corruptions(*shifts, paired=paired)
+    if finite:
+        logits = [[run.logits for run in kind] for kind in (reference, other)]
+        yield from compare_shifts.detection(logits, shifts, paired=paired)
 
 
 # --- verdict

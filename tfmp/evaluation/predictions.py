@@ -7,6 +7,7 @@ import time
 import numpy as np
 import tensorflow as tf
 
+from tfmp import files
 from tfmp.data import DataError, to_device
 from tfmp.errors import OutOfMemoryError, UserError
 
@@ -27,10 +28,7 @@ class Predictions:
 
     def save(self, file, **more):
         """Writes `logits`, `labels` and further arrays to a .npz file, whole or not at all."""
-        partial = file.with_name(file.name + ".partial")
-        with open(partial, "wb") as stream:
-            np.savez_compressed(stream, logits=self.logits, labels=self.labels, **more)
-        partial.replace(file)
+        files.write_arrays(file, {"logits": self.logits, "labels": self.labels, **more})
 
 
 def forward(model, *, jit_compile=False):

@@ -58,6 +58,30 @@ def scores(logits):
     return {name: np.where(failed, np.nan, score(logits)) for name, score in SCORES.items()}
 
 
+def placements(inside, outside):
+    """How each example stands to the other set; the mean of either array is the AUROC.
+
+    Args:
+        inside: [examples] float64, the scores of examples in distribution.
+        outside: [other examples] float64, of those that are not; all finite.
+
+    Returns:
+        [examples] and [other examples] float64: for each the share of the other set that its score
+        is on the right side of, ties by half.
+
+    References:
+        DeLong, DeLong and Clarke-Pearson 1988, "Comparing the areas under two or more correlated
+        receiver operating characteristic curves: a nonparametric approach".
+    """
+    return _share_below(inside, outside), 1 - _share_below(outside, inside)
+
+
+def _share_below(scores, others):
+    ordered = np.sort(others)
+    below = sum(np.searchsorted(ordered, scores, side) for side in ("left", "right"))
+    return below / (2 * len(ordered))
+
+
 def detection(inside, outside):
     """How well a score tells two sets of examples apart.
 

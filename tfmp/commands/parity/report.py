@@ -43,11 +43,13 @@ def text(results, workdir) -> str:
 
 def _shown(tests):
     """All that is not settled, and of the rest the parts that lost most."""
-    parts = [row for row in tests if row["name"] and row["verdict"] == "equivalent"]
-    parts = sorted(parts, key=lambda row: row["difference"])[:MOST_PARTS]
-    return [
-        row for row in tests if not row["name"] or row["verdict"] != "equivalent" or row in parts
+    settled = [
+        row
+        for row in tests
+        if row["metric"] in ("class_accuracy", "group_accuracy") and row["verdict"] == "equivalent"
     ]
+    kept = sorted(settled, key=lambda row: row["difference"])[:MOST_PARTS]
+    return [row for row in tests if row not in settled or row in kept]
 
 
 def _test(row):

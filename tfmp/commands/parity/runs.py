@@ -118,7 +118,7 @@ def _taken(config):
 
 def _check_finished(folder, config):
     """A finished run is reused only if it is what would be trained."""
-    results = _json(folder / "results.json")
+    results = read_json(folder / "results.json")
     now = json.loads(json.dumps(dataclasses.asdict(config)))
     former = results.get("config", now)
     changed = [key for key in now if key not in FREE_SETTINGS and former.get(key) != now[key]]
@@ -150,8 +150,8 @@ def train(plan: Plan):
     if (plan.folder / "config.json").exists():
         words.append("--resume")
     print(f"{plan.name}: training ... ", end="", flush=True)
-    _run(words, plan.folder.parent / f"{plan.name}.log")
-    results = _json(plan.folder / "results.json")
+    run_python(words, plan.folder.parent / f"{plan.name}.log")
+    results = read_json(plan.folder / "results.json")
     accuracy = results["final"].get("test_accuracy")
     seconds = results["seconds"]["total"]
     print(f"test accuracy {accuracy:.4f} in {seconds:,.0f} s" if accuracy else "done", flush=True)
@@ -176,13 +176,13 @@ def evaluate(plan: Plan, workdir, group_by=None) -> Evaluated:
             words = ["-m", "tfmp", "evaluate", str(plan.folder), f"--workdir={folder}"]
             words += ["--replicates=0", *([f"--group_by={group_by}"] if group_by else [])]
             # Logits that are not finite are for the comparison to judge.
-            _run(words, workdir / "evaluated" / f"{plan.name}.log", accepted=(0, 3))
+            run_python(words, workdir / "evaluated" / f"{plan.name}.log", accepted=(0, 3))
             print("done", flush=True)
     return _read(plan, folder)
 
 
 def _read(plan, folder):
-    evaluation = _json(folder / "evaluation.json")
+    evaluation = read_json(folder / "evaluation.json")
     model = plan.folder / "model.keras"
     try:
         if model.exists() and evaluation["made_with"]["model_sha256"] != files.sha256(model):
@@ -204,13 +204,24 @@ def _read(plan, folder):
         groups=groups,
         class_names=data["class_names"],
         data=data["name"],
-        results=_json(plan.folder / "results.json"),
+        results=read_json(plan.folder / "results.json"),
         log=plan.folder / "metrics.csv",
         made_with=evaluation["made_with"],
     )
 
 
-def _json(file):
+def _show(stream, file):
+    """Copies what comes to a file, and to the screen up to the first empty line."""
+    screen = True
+    for line in stream:
+        file.write(line)
+        file.flush()
+        screen = screen and bool(line.strip())
+        if screen:
+            print(line.decode(errors="replace"), end="", flush=True)
+
+
+def read_json(file):
     """A file's content; {} where it is not there."""
     try:
         found = json.loads(file.read_text())
@@ -223,19 +234,32 @@ def _json(file):
     return found
 
 
-def _run(words, log, accepted=(0,)):
-    """Runs Python with its output in a file; Ctrl-C and SIGTERM let it save and stop first."""
+def run_python(words, log, accepted=(0,), shown=False):
+    """Runs Python with its output in a file; Ctrl-C and SIGTERM let it save and stop first.
+
+    Args:
+        words: Behind `python`.
+        log: Path of the file.
+        accepted: Exit statuses that are no failure.
+        shown: Whether what it prints up to an empty line, its progress, is on the screen, too.
+
+    Raises:
+        StoppedError: It was stopped.
+        TfmpError: It failed; the subclass is that of its exit status.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "ab") as file, ended_by_sigterm():
         begin = file.tell()
         child = subprocess.Popen(
             [sys.executable, *words],
             stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
+            stdout=subprocess.PIPE if shown else file,
+            stderr=file,
             start_new_session=True,
         )
         try:
+            if child.stdout:
+                _show(child.stdout, file)
             status = child.wait()
         except KeyboardInterrupt:
             child.send_signal(signal.SIGTERM)
@@ -245,6 +269,8 @@ def _run(words, log, accepted=(0,)):
         finally:
             child.kill()
             child.wait()
+            if child.stdout:
+                child.stdout.close()
     if status in accepted:
         return
     output = log.read_bytes()[begin:].decode(errors="replace").splitlines()

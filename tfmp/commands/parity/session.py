@@ -4,7 +4,7 @@ import dataclasses
 import datetime
 
 from tfmp import evaluation, files, provenance
-from tfmp.commands.parity import costs, report, runs
+from tfmp.commands.parity import costs, report, runs, shifts
 from tfmp.errors import DifferentError, TfmpError, UndecidedError, UserError
 from tfmp.evaluation import parity
 
@@ -33,14 +33,21 @@ def compare(config):
     evaluated = [runs.evaluate(plan, workdir, config.group_by) for plan in plans]
     kinds = [[x for x in evaluated if x.kind == kind] for kind in ("reference", "other")]
     _check(kinds)
-    margins = parity.Margins(config.margin, config.part_margin, config.ece_margin)
+    shifted, constants = _shifted(config, plans, evaluated, workdir)
     found = parity.compare(
         [x.predictions for x in kinds[0]],
         [x.predictions for x in kinds[1]],
         kinds[0][0].class_names,
         paired=_paired(kinds),
         groups=kinds[0][0].groups,
-        margins=margins,
+        shifts=shifted,
+        margins=parity.Margins(
+            accuracy=config.margin,
+            part=config.part_margin,
+            ece=config.ece_margin,
+            corruption=config.corruption_margin,
+            auroc=config.auroc_margin,
+        ),
         alpha=config.alpha,
     )
     written = {
@@ -52,6 +59,7 @@ def compare(config):
         "made_with": {
             "config": dataclasses.asdict(config),
             "runs": [[x.made_with for x in kind] for kind in kinds],
+            "corrupted_images": constants,
             "versions": provenance.versions(),
             "git_commit": provenance.git_commit(),
             "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -63,6 +71,17 @@ def compare(config):
         raise TfmpError(f"Can't write to {workdir}: {error}.") from error
     print(report.text(written, workdir), flush=True)
     return _end(written)
+
+
+def _shifted(config, plans, evaluated, workdir):
+    """Two lists of `Shifts`, and the constants of the corrupted images; None where not asked."""
+    words = shifts.flags(config)
+    if not words:
+        return None, None
+    found, constants = shifts.evaluate(plans, evaluated, workdir, words)
+    pairs = list(zip(evaluated, found, strict=True))
+    kinds = [[x for run, x in pairs if run.kind == kind] for kind in ("reference", "other")]
+    return kinds, constants
 
 
 def _end(written):

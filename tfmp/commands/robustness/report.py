@@ -34,6 +34,54 @@ def _input(found):
         )
 
 
+def _corruptions(found):
+    severities = list(next(iter(found["errors"].values())))
+    baseline = found.get("baseline", {})
+    yield (
+        f"  error of {found['examples']:,} images under corruption; as they are "
+        f"{_number(found['clean_error'])}"
+    )
+    columns = [*severities, "mean", *(["CE"] if baseline else [])]
+    yield f"  {'severity':<24}" + "".join(f"{column:>9}" for column in columns)
+    for name, errors in found["errors"].items():
+        cells = [*map(_number, errors.values()), _number(found["mean_errors"][name])]
+        if baseline:
+            cells.append(_percent(baseline["ce"][name]) if name in baseline["ce"] else "-")
+        yield f"  {name:<24}" + "".join(f"{cell:>9}" for cell in cells)
+    yield from _means(found, baseline)
+    if found["non_finite"]:
+        yield f"  {found['non_finite']:,} corrupted images are not finite, and so wrong"
+    constants = found["constants"]
+    size = "x".join(map(str, constants["image_shape"]))
+    yield f"  {'constants':<16}{constants['kind']}"
+    yield f"  {'made by':<16}{constants['made_by']}, from images of {size}"
+    for key in ("but", "padding", "gray"):
+        if constants.get(key):
+            yield f"  {'':<16}{constants[key]}"
+
+
+def _means(found, baseline):
+    """The summary's lines."""
+    count, intervals = found["corruptions"], found["intervals"]
+    of = "the 15" if count == 15 else f"{count} of the 15"
+    named = {"mean_error": f"mean of {of}", "extra_mean_error": "mean of the extra ones"}
+    for key, words in named.items():
+        if key in intervals:
+            low, high = intervals[key]
+            yield f"  {words:<24}{found[key]:>9.4f}   {low:.4f} to {high:.4f}"
+    if not baseline:
+        yield f"  {'mCE':<24}{'none':>9}   it needs a --baseline"
+    elif count:
+        between = ""
+        if "mce" in intervals:
+            between = f"   {' to '.join(map(_percent, intervals['mce']))}"
+        yield f"  {f'mCE of {of}':<24}{_percent(baseline['mce']):>9}{between}"
+        yield (
+            f"  {'relative mCE':<24}{_percent(baseline['relative_mce']):>9}   of "
+            f"{baseline['name']}, whose error as they are is {_number(baseline['clean_error'])}"
+        )
+
+
 def _ood(found):
     yield f"  in distribution: these {found['examples']:,} examples"
     header = f"  {'out of distribution':<32}{'score':<13}"
@@ -95,8 +143,17 @@ def _gradients(found):
 
 
 SCORES = {"max_softmax": "max-softmax", "energy": "energy", "max_logit": "max-logit"}
-TABLES = {"input": _input, "ood": _ood, "adversarial": _adversarial}
+TABLES = {
+    "input": _input,
+    "corruptions": _corruptions,
+    "ood": _ood,
+    "adversarial": _adversarial,
+}
 
 
 def _number(value):
     return "unknown" if value is None else f"{value:.4f}"
+
+
+def _percent(value):
+    return "unknown" if value is None else f"{100 * value:.1f} %"

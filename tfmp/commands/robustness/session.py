@@ -5,9 +5,11 @@ import functools
 import typing
 from collections.abc import Callable
 
+import numpy as np
+
 from tfmp import evaluation, files, hardware, policies
 from tfmp.commands.evaluate.results import compiles
-from tfmp.commands.robustness import report
+from tfmp.commands.robustness import corruptions, report
 from tfmp.data import Data
 from tfmp.errors import NonFiniteError, TfmpError
 from tfmp.metrics import classification
@@ -27,6 +29,8 @@ class Found:
         test: Makes the test images in batches that the model takes.
         own: `Predictions` of the test images as they are.
         others: `tfmp.data.Data` out of distribution, by name.
+        corrupted: A `tfmp.commands.robustness.corruptions.Plan`, or None.
+        arrays: What robustness.npz is to hold, which the axes add to.
     """
 
     config: typing.Any
@@ -38,6 +42,8 @@ class Found:
     test: Callable
     own: evaluation.Predictions
     others: dict
+    corrupted: corruptions.Plan | None
+    arrays: dict = dataclasses.field(default_factory=dict)
 
     @property
     def batch_size(self) -> int:
@@ -68,8 +74,11 @@ def robustness(config):
     if "ood" in config.chosen:
         places = {"data_dir": options["data_dir"], "manual_dir": config.manual_dir}
         others = evaluation.outside_data(config.ood, data, **places)
+    corrupted = None
+    if "corruptions" in config.chosen:
+        corrupted = corruptions.plan(config, subject, data, options)
     evaluation.make_workdir(workdir)
-    found = _start(config, subject, data, others)
+    found = _start(config, subject, data, others, corrupted)
     results = _summary(found)
     for axis in config.chosen:
         print(f"{axis} ...", flush=True)
@@ -77,6 +86,8 @@ def robustness(config):
     more = {"policy": found.policy, "jit_compile": found.jit_compile}
     results["made_with"] = evaluation.made_with(config, subject, data, **more)
     try:
+        if found.arrays:
+            files.write_arrays(workdir / "robustness.npz", found.arrays)
         written = files.write_json(workdir / "robustness.json", results)
     except OSError as error:
         raise TfmpError(
@@ -87,7 +98,7 @@ def robustness(config):
     return written
 
 
-def _start(config, subject, data, others):
+def _start(config, subject, data, others, corrupted):
     policy = policies.policy_of(subject.model)
     jit_compile = compiles(config, policy)
     compiled = evaluation.forward(subject.model, jit_compile=jit_compile)
@@ -96,7 +107,8 @@ def _start(config, subject, data, others):
     test = functools.partial(data.test, subject.model.input_shape[0] or config.batch_size)
     examples = data.sizes["test"]
     own = evaluation.predict(subject.model, test(), examples=examples, compiled=compiled)
-    return Found(config, subject, data, policy, jit_compile, compiled, test, own, others)
+    facts = policy, jit_compile, compiled, test, own
+    return Found(config, subject, data, *facts, others, corrupted)
 
 
 def _summary(found):
@@ -113,8 +125,20 @@ def _input(found):
     return evaluation.vary_inputs(found.compiled, found.test, found.own)
 
 
+def _corruptions(found):
+    right = classification.outcomes(found.own.logits, found.own.labels).correct
+    values, seen = corruptions.evaluate(found, right)
+    # [corruptions, severities, examples], in the order of "errors".
+    found.arrays["corrupted_correct"] = np.stack(list(seen.correct.values()))
+    return values
+
+
 def _ood(found):
-    return evaluation.detect(found.compiled, found.others, found.own, found.batch_size)
+    seen = evaluation.predict_others(found.compiled, found.others, found.batch_size)
+    # In the order of "against".
+    for index, predictions in enumerate(seen.values()):
+        found.arrays[f"ood_logits_{index}"] = predictions.logits
+    return evaluation.detect(seen, found.own)
 
 
 def _adversarial(found):
@@ -138,7 +162,7 @@ def _adversarial(found):
 
 
 # What each axis gives; the key is its name in the flag and in the file.
-TRY = {"input": _input, "ood": _ood, "adversarial": _adversarial}
+TRY = {"input": _input, "corruptions": _corruptions, "ood": _ood, "adversarial": _adversarial}
 
 
 def _check_finite(written, name, workdir):
