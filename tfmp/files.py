@@ -19,10 +19,15 @@ def write_json(file, value):
         The value as a reader gets it: lists for tuples, None for NaN.
     """
     value = _plain(value)
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
-    partial.replace(file)
+    write_text(file, json.dumps(value, indent=2, allow_nan=False) + "\n")
     return value
+
+
+def write_text(file, text):
+    """Writes text, in UTF-8, so that a reader sees the old file or the new one, never a part."""
+    partial = file.with_name(file.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(file)
 
 
 def _plain(value):
