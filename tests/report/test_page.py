@@ -121,6 +121,8 @@ def test_runs_side_by_side(folder, report_of):
     assert numbers["against/a/b/results.json#/cost/seconds"] == {"value": 1.0, "unit": "ratio"}
     assert "against/a/c/evaluation.json#/accuracy/pets" in numbers
     assert "Peak memory 3.00 GiB unknown" in page.text
+    # b has no evaluation: an empty cell.
+    assert re.search(r" Accuracy, pets [\d.]+ % [\d.]+ % \S+ points", page.text)
     assert "training · config · policy mixed_float16 float32" in page.text
     assert "learning_rate 0.1 0.1" not in page.text
     # Another number of images is another test set.
@@ -145,8 +147,8 @@ def test_files_of_one_model_are_of_one_subject(folder, report_of):
 
 
 def test_a_key_leads_to_its_number(folder, report_of):
-    names = ["a/b", "c~d", "e"]
-    place = folder("x", evaluation=samples.evaluated(samples.predictions(0), names, data="x/y~z"))
+    names = ["a/b", "c~1d", "e"]
+    place = folder("x", evaluation=samples.evaluated(samples.predictions(0), names, data="x/y~0z"))
     found = json.loads((place / "evaluation.json").read_text())
     for key, number in report_of(place)[1]["numbers"].items():
         at = found

@@ -145,7 +145,7 @@ def _tests(source):
     order = sorted(
         range(len(source.items("tests"))), key=lambda index: _rank(source.at("tests", index))
     )
-    more = ("p equivalent", "p different", "p corrected", "Could have been seen", "Runs that do")
+    more = ("p equivalent", "p different", "p corrected", "Could be seen", "Runs that do")
     rows = tuple(_test(source, "tests", index) for index in order)
     yield Table("Differences, with 95 % intervals", (*columns, *more), rows, shown=MOST_TESTS)
     yield Note(

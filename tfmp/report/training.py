@@ -119,7 +119,8 @@ def _in_force(source):
         "Policy": f"{source.text('policy')} ({source.text('policy_reason')})",
         "Layers by what they compute in": ", ".join(
             f"{number} in {dtype}" for dtype, number in source.branch("compute_dtypes").items()
-        ),
+        )
+        or None,
         "XLA": source.text("jit_compile"),
         "Fused layers": source.text("fused_layers"),
         "TensorFloat-32": source.text("tf32"),
