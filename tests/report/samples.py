@@ -128,6 +128,7 @@ CORRUPTIONS = {
         "relative_mce": None,
     },
     "constants": {"kind": "those of ImageNet-C", "image_shape": [8, 8, 1]},
+    "images": {"fog": "a-hash"},
 }
 
 

@@ -39,7 +39,8 @@ MEASURES = {
     "good_steps": Measure("Good steps", "count"),
     "auroc": Measure("AUROC", "share", "50 % by chance"),
     "fpr_at_95_tpr": Measure("False positives at 95 % true positives", "share"),
-    "mean_corruption_error": Measure("Mean corruption error", "share"),
+    "auroc_energy": Measure("AUROC by energy", "share"),
+    "auroc_max_logit": Measure("AUROC by largest logit", "share"),
     "mce": Measure("mCE", "share"),
 }
 PREFIXES = {"val_": "Validation ", "test_": "Test ", "worst_": "Worst "}
@@ -58,6 +59,6 @@ def measure(key) -> Measure:
             )
             return dataclasses.replace(inner, name=words + name)
     words = str(key).replace("_", " ")
-    shares = ("accuracy", "share", "auroc", "ece")
+    shares = ("accuracy", "error", "share", "auroc", "ece")
     unit = "share" if str(key).endswith(shares) else "number"
     return Measure(words[:1].upper() + words[1:], unit)

@@ -84,10 +84,11 @@ def headlines(source):
     found = {}
     data = source.text("made_with", "runs", 0, 0, "data", "name")
     for index, row in enumerate(source.items("tests")):
-        if not row.get("name"):
-            shown, metric = measure(row["metric"]), row["metric"]
-            number = source.number("tests", index, "difference", unit=difference(shown.unit))
-            found["parity", metric, data] = f"Difference of {shown.name.lower()}, {data}", number
+        if not row["metric"].endswith("_accuracy"):
+            unit = difference(measure(row["metric"]).unit)
+            number = source.number("tests", index, "difference", unit=unit)
+            key = ("parity", row["metric"], row.get("name"), data)
+            found[key] = f"Difference on {data}: {_name(row)}", number
     return found
 
 
@@ -200,10 +201,11 @@ def _test(source, kind, index):
 
 def _name(row):
     """A test in words."""
-    part, _, whole = row["metric"].rpartition("_")
-    if row.get("name") is None:
-        return measure(row["metric"]).name
-    return f"{measure(whole).name} of {part} {row['name']}"
+    metric, name = row["metric"], row.get("name")
+    if name is None:
+        return measure(metric).name
+    part = metric.removesuffix("_accuracy")
+    return f"{measure(metric).name}, {name}" if part == metric else f"Accuracy of {part} {name}"
 
 
 def _strip(source, kind, row, tone):

@@ -11,6 +11,8 @@ MEANS = {
     ("baseline", "mce"): "mCE",
     ("baseline", "relative_mce"): "Relative mCE",
 }
+KNOWN = {"examples", "corruptions", "non_finite", "clean_error", "mean_errors", "errors"}
+KNOWN |= {"mean_error", "extra_mean_error", "intervals", "baseline"}
 
 
 def blocks(source, axis, data):
@@ -31,8 +33,9 @@ def blocks(source, axis, data):
         )
     else:
         yield Note("There is no mCE: it needs a --baseline.")
-    if source.branch(*place, "constants"):
-        rows = tuple(leaves(source, *place, "constants"))
+    more = [key for key in source.branch(*place) if key not in KNOWN]
+    rows = tuple(row for key in more for row in leaves(source, *place, key))
+    if rows:
         yield Folded("How they were made", (Table("Constants", ("What", "Value"), rows),))
 
 
@@ -80,11 +83,8 @@ def _errors(source, place):
     """Corruptions by severities, each on a ground as dark as its error."""
     errors = source.branch(*place, "errors")
     severities = list(next(iter(errors.values()), {}))
-    related = {
-        "CE": ("baseline", "ce"),
-        "Relative CE": ("baseline", "relative_ce"),
-    }
-    related = {name: key for name, key in related.items() if source.branch(*place, *key)}
+    ratios = {"CE": ("baseline", "ce"), "Relative CE": ("baseline", "relative_ce")}
+    ratios = {heading: key for heading, key in ratios.items() if source.branch(*place, *key)}
     rows = []
     for name in errors:
         cells = [source.share(*place, "errors", name, x) for x in severities]
@@ -95,11 +95,15 @@ def _errors(source, place):
                 *(cell and Shade(cell, min(max(cell.value, 0.0), 1.0)) for cell in cells),
                 source.share(*place, "mean_errors", name),
                 between(*ends) or "",
-                *(source.share(*place, *key, name) or "" for key in related.values()),
+                # Empty where the baseline has no such corruption, unknown where it is never wrong.
+                *(
+                    source.share(*place, *key, name) if name in source.branch(*place, *key) else ""
+                    for key in ratios.values()
+                ),
             )
         )
     columns = ("Corruption", *(f"Severity {x}" for x in severities), "Mean", "95 % interval")
-    return Table("Share of wrong images", (*columns, *related), tuple(rows))
+    return Table("Share of wrong images", (*columns, *ratios), tuple(rows))
 
 
 def _words(name):
