@@ -154,6 +154,21 @@ def test_a_second_word_is_a_mistake(words):
         cli.parse(Positional, words)
 
 
+@dataclasses.dataclass(frozen=True)
+class Several:
+    runs: tuple[str, ...] = cli.flag((), "Which.", positional=True)
+    steps: int = cli.flag(3, "Steps.")
+
+
+def test_words_where_a_tuple_is_positional():
+    assert cli.parse(Several, []) == Several()
+    assert cli.parse(Several, ["a,b", "--steps=4", "c"]) == Several(("a,b", "c"), 4)
+    assert cli.parse(Several, ["--runs=a,b"]) == Several(("a", "b"))
+    with pytest.raises(errors.UserError, match="Received: 'c'"):
+        cli.parse(Several, ["--runs=a,b", "c"])
+    assert "Usage: program [RUNS ...] [--flagfile" in cli.help_text(Several, "program")
+
+
 def test_a_positional_field_in_the_help():
     text = cli.help_text(Positional, "program")
     assert "Usage: program [TARGET] [--flagfile=FILE] [--FLAG=VALUE ...]" in text

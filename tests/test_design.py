@@ -8,6 +8,7 @@ import pkgutil
 import subprocess
 import sys
 import time
+import tomllib
 
 import pytest
 from absl import app, flags, logging  # noqa: F401 (app and logging define flags of absl's own)
@@ -32,6 +33,7 @@ LAYERS = {
     "metrics": 1,
     "training": 2,
     "evaluation": 2,
+    "report": 2,
     "recipes": 3,
     "commands": 4,
     "__main__": 4,
@@ -76,6 +78,20 @@ def test_imports_go_down_only():
 def test_every_part_has_a_layer():
     parts = {path.stem for path in (ROOT / "tfmp").iterdir() if path.suffix in ("", ".py")}
     assert parts - {"__init__", "__pycache__", "py"} == set(LAYERS)
+
+
+def test_the_wheel_holds_what_is_no_python():
+    """Templates, say: an editable installation, which is all that is tested, has them anyhow."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    data = settings["tool"]["setuptools"]["package-data"]
+    kept = {
+        path
+        for package, patterns in data.items()
+        for pattern in patterns
+        for path in (ROOT / package.replace(".", "/")).glob(pattern)
+    }
+    there = {x for x in (ROOT / "tfmp").rglob("*") if x.is_file() and "__pycache__" not in x.parts}
+    assert kept and kept == {path for path in there if path.suffix != ".py"}
 
 
 def test_import_is_cheap():

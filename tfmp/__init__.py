@@ -20,6 +20,7 @@ _SUBMODULES = (
     "models",
     "policies",
     "recipes",
+    "report",
     "training",
 )
 

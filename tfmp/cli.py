@@ -40,8 +40,8 @@ def flag(default, text, *, group="Run", choices=None, positional=False):
         group: Heading under which `--help` lists it.
         choices: The values allowed, of a `str` field, such as the keys of a dict; a `Literal`
             field brings its own.
-        positional: Whether a word without a name is this flag's value; of one field at most, and
-            not of a tuple.
+        positional: Whether a word without a name is this flag's value, and all such words are a
+            tuple's; of one field at most.
 
     Returns:
         A `dataclasses.field`.
@@ -114,7 +114,8 @@ def parse(config_type, argv):
     Args:
         config_type: Frozen dataclass; its fields are made by `flag`.
         argv: List of words such as `--epochs=3`; `--flagfile=FILE` is read in its place, so that
-            flags behind it win. One word more where a field is positional.
+            flags behind it win. One word more where a field is positional, any number where it
+            is a tuple.
 
     Returns:
         An instance of `config_type`.
@@ -126,11 +127,13 @@ def parse(config_type, argv):
     values.set_gnu_getopt(True)  # flags may follow a word
     for field, kind in _fields(config_type):
         _define(field, kind, values)
-    positional = _positional(config_type)
+    positional, several = _positional(config_type)
     try:
         rest = values(["tfmp", *argv])[1:]
         if rest and positional and not values[positional].present:
-            values[positional].parse(rest.pop(0))
+            # As a list, whose items may have commas.
+            values[positional].parse(rest[:] if several else rest[0])
+            rest = [] if several else rest[1:]
     except flags.Error as error:
         raise errors.UserError(
             f"{' '.join(str(error).split()).removeprefix('ERROR:: ')}."
@@ -156,8 +159,8 @@ def help_text(config_type, program, doc=""):
             + textwrap.fill(text, 92, initial_indent=" " * 6, subsequent_indent=" " * 6)
         )
     sections = [f"{group}:\n" + "\n".join(lines) for group, lines in groups.items()]
-    positional = _positional(config_type)
-    word = f"[{positional.upper()}] " if positional else ""
+    positional, several = _positional(config_type)
+    word = f"[{positional.upper()}{' ...' if several else ''}] " if positional else ""
     usage = f"Usage: {program} {word}[--flagfile=FILE] [--FLAG=VALUE ...]"
     return "\n\n".join([doc.strip(), usage, *sections])
 
@@ -173,9 +176,11 @@ def _fields(config_type):
 
 
 def _positional(config_type):
-    """Name of the flag that a word without a name is for; None if there is none."""
-    names = [x.name for x in dataclasses.fields(config_type) if x.metadata.get("positional")]
-    return names[0] if names else None
+    """The flag that words without a name are for, or None, and whether it takes several."""
+    for field, kind in _fields(config_type):
+        if field.metadata.get("positional"):
+            return field.name, typing.get_origin(kind) is tuple
+    return None, False
 
 
 def _choices(field, kind):

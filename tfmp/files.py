@@ -8,8 +8,6 @@ import math
 import os
 import pathlib
 
-import numpy as np
-
 
 def write_json(file, value):
     """Writes JSON so that a reader sees the old file or the new one, never a part.
@@ -22,10 +20,15 @@ def write_json(file, value):
         The value as a reader gets it: lists for tuples, None for NaN.
     """
     value = _plain(value)
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
-    partial.replace(file)
+    write_text(file, json.dumps(value, indent=2, allow_nan=False) + "\n")
     return value
+
+
+def write_text(file, text):
+    """Writes text, in UTF-8, so that a reader sees the old file or the new one, never a part."""
+    partial = file.with_name(file.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(file)
 
 
 def write_arrays(file, arrays):
@@ -35,6 +38,8 @@ def write_arrays(file, arrays):
         file: Path.
         arrays: Dict of arrays by name.
     """
+    import numpy as np  # reports do without
+
     partial = file.with_name(file.name + ".partial")
     with open(partial, "wb") as stream:
         np.savez_compressed(stream, **arrays)
@@ -93,9 +98,7 @@ def keep_epochs(file, epochs):
         return
     header, *rows = file.read_text().splitlines() or [""]
     kept = [row for row in rows if row.split(",")[0].isdigit() and int(row.split(",")[0]) < epochs]
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text("".join(line + "\n" for line in [header, *kept]) if kept else "")
-    partial.replace(file)
+    write_text(file, "".join(line + "\n" for line in [header, *kept]) if kept else "")
 
 
 def _number(text):

@@ -1,6 +1,7 @@
 """`python -m tfmp evaluate` as a whole, on a run of the recipe on the digits."""
 
 import json
+import re
 
 import keras
 import numpy as np
@@ -104,6 +105,22 @@ def test_the_same_weights_under_other_policies(evaluated):
         assert found["ece"]["digits"] >= 0 and found["non_finite"]["digits"] == 0
         differences.append(against["relative_logit_difference"])
     assert 0 < differences[0] < differences[1] < 0.1
+
+
+def test_the_report_of_both(trained, evaluated, report_of):
+    folder, results = evaluated
+    page, written = report_of(trained, folder)
+    (subject,) = written["subjects"]  # put together by the model's SHA-256
+    assert [source["kind"] for source in subject["sources"]] == ["training", "curves", "evaluation"]
+    numbers = written["numbers"]
+    key = f"{subject['name']}/evaluation.json#/accuracy/digits"
+    assert numbers[key]["value"] == value(results, "accuracy")
+    counts = [x["value"] for key, x in numbers.items() if "/reliability/digits/examples/" in key]
+    assert len(counts) == 15 and sum(counts) == 360
+    for said in ("Training curves", "Cost card", "first", "Predictions against the reference's"):
+        assert said in page.text
+    # No measure of the tools' own is without a name.
+    assert not re.search(r"\w_\w+ (\d|unknown)", page.text.partition("Made with")[0])
 
 
 def test_the_file_says_what_it_was_made_with(trained, evaluated):

@@ -63,7 +63,7 @@ def status(*flags):
     return ended.value.code
 
 
-def test_equal_kinds(tmp_path, capsys):
+def test_equal_kinds(tmp_path, capsys, report_of):
     flags = folders(tmp_path)
     found = run(*flags)
     assert found == json.loads((tmp_path / "out" / "parity.json").read_text())
@@ -74,6 +74,9 @@ def test_equal_kinds(tmp_path, capsys):
     assert "accuracy" in printed and "class accuracy of owl" in printed and "flips" in printed
     assert status(*flags) == 2  # the folder has a comparison
     assert run(*flags, "--resume")["tests"] == found["tests"]
+    page, written = report_of(tmp_path / "out")
+    assert written["summary"][0].startswith("equivalent: other trains models as good as reference")
+    assert "Accuracy of class owl equivalent" in page.text
 
 
 def test_a_harm(tmp_path, capsys):

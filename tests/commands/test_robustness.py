@@ -53,7 +53,7 @@ def letters(tmp_path_factory):
     return f"folder:{root}"
 
 
-def test_out_of_distribution(trained, letters, tmp_path, capsys):
+def test_out_of_distribution(trained, letters, tmp_path, capsys, report_of):
     results = run(str(trained), "--axes=ood", f"--ood={letters},synthetic", f"--workdir={tmp_path}")
     found = results["ood"]["digits"]
     assert "input" not in results and found["examples"] == 360
@@ -76,6 +76,7 @@ def test_out_of_distribution(trained, letters, tmp_path, capsys):
     out = capsys.readouterr().out
     for said in ("these 360 examples", "max-softmax", "by chance", "FPR 95", "synthetic, 222"):
         assert said in out
+    assert f"{letters}, by chance" in report_of(tmp_path)[0].text
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +227,7 @@ def sure(trained, tmp_path_factory):
     return str(file)
 
 
-def test_half_precision_that_masks_gradients_is_found(sure, tmp_path, capsys):
+def test_half_precision_that_masks_gradients_is_found(sure, tmp_path, capsys, report_of):
     flags = ["--dataset=digits", *ATTACKS, "--jit_compile=false", "--batch_size=64"]
     results = run(sure, *flags, f"--workdir={tmp_path / 'out'}")
     found = results["adversarial"]["digits"]
@@ -248,6 +249,9 @@ def test_half_precision_that_masks_gradients_is_found(sure, tmp_path, capsys):
         "gradients diff",
     ):
         assert said in out
+    shown = report_of(tmp_path / "out")[0].text
+    for said in ("Gradients differ: under PGD, L-inf 16/255", "Under attack, L2 up to 64/255"):
+        assert said in shown
 
 
 def test_attacks_are_the_same_again(trained, tmp_path, capsys):

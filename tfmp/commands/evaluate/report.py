@@ -20,6 +20,7 @@ def text(results, name, workdir) -> str:
         *_policies(results["policies"], name),
         f"  {'files':<16}{', '.join(sorted(path.name for path in workdir.iterdir()))}",
         f"  {'workdir':<16}{workdir}",
+        f"  {'report':<16}python -m tfmp report {workdir}",
     ]
     return "\n".join(lines)
 

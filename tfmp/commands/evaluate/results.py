@@ -64,8 +64,11 @@ def collect(found: Evaluated) -> dict:
     results = _named(found, values) | {"intervals": _named(found, intervals)}
     if found.config.temperature_scaling:
         results |= _temperature(found)
+    outcomes = found.outcomes()
+    if outcomes.finite.all():
+        results |= _named(found, {"reliability": _reliability(outcomes, found.config.bins)})
     if len(found.data.class_names) <= CLASSES_IN_JSON:
-        matrix = classification.confusion(found.outcomes())
+        matrix = classification.confusion(outcomes)
         results |= _named(found, {"confusion": matrix.tolist()})
     return results | {"policies": _policies(found, values), "made_with": _made_with(found)}
 
@@ -83,6 +86,17 @@ def _summary(found, policy, **options):
         seed=found.config.seed,
         **options,
     )
+
+
+def _reliability(outcomes, bins):
+    """The bins of the calibration error; accuracy and confidence of an empty one are NaN."""
+    binned = calibration.equal_width_bins(outcomes, bins)
+    return {
+        "edges": binned.edges.tolist(),
+        "examples": binned.count.tolist(),
+        "confidence": binned.confidence.tolist(),
+        "accuracy": binned.accuracy.tolist(),
+    }
 
 
 def _temperature(found):

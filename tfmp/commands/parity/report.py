@@ -37,6 +37,7 @@ def text(results, workdir) -> str:
         *_costs(results["costs"]),
         *_visible(results["tests"]),
         f"  {'file':<16}{workdir / 'parity.json'}",
+        f"  {'report':<16}python -m tfmp report {workdir}",
     ]
     return "\n".join(lines)
 

@@ -18,7 +18,8 @@ def text(results, name, workdir) -> str:
     for axis, table in TABLES.items():
         if axis in results:
             lines += ["", *table(results[axis][name])]
-    return "\n".join([*lines, "", f"  {'file':<16}{workdir / 'robustness.json'}"])
+    lines += ["", f"  {'file':<16}{workdir / 'robustness.json'}"]
+    return "\n".join([*lines, f"  {'report':<16}python -m tfmp report {workdir}"])
 
 
 def _input(found):

@@ -1,0 +1,25 @@
+"""Folders of results."""
+
+import json
+import pathlib
+import sys
+
+import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))  # for samples.py
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Writes files to a new folder and gives it."""
+
+    def write(name, **contents):
+        place = tmp_path / name
+        place.mkdir()
+        for file, content in contents.items():
+            text = content if isinstance(content, str) else json.dumps(content)
+            suffix = "csv" if file == "metrics" else "json"
+            (place / f"{file}.{suffix}").write_text(text)
+        return place
+
+    return write

@@ -1,0 +1,64 @@
+"""What the known measures are called, and in which unit; others are shown by their own name."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """How a measure is shown.
+
+    Attributes:
+        name: For people.
+        unit: One of `tfmp.report.numbers.UNITS`.
+        text: What it is, in a few words.
+    """
+
+    name: str
+    unit: str = "number"
+    text: str = ""
+
+
+MEASURES = {
+    "accuracy": Measure("Accuracy", "share", "right at the first guess"),
+    "top5_accuracy": Measure("Top-5 accuracy", "share", "the true class is among the first five"),
+    "nll": Measure("Negative log-likelihood", "decimal", "in nats; lower is better"),
+    "brier": Measure("Brier score", "decimal", "0 to 2; lower is better"),
+    "ece": Measure(
+        "Calibration error", "share", "confidence against accuracy, bins of equal width"
+    ),
+    "adaptive_ece": Measure(
+        "Adaptive calibration error", "share", "likewise, bins of equally many images"
+    ),
+    "temperature": Measure("Temperature", "decimal", "logits are divided by it"),
+    "examples": Measure("Images", "count"),
+    "non_finite": Measure("Images with non-finite logits", "count", "counted as wrong"),
+    "loss": Measure("Loss", "decimal"),
+    "learning_rate": Measure("Learning rate"),
+    "loss_scale": Measure("Loss scale", "count"),
+    "skipped_steps": Measure("Skipped steps", "count", "their gradients were not finite"),
+    "good_steps": Measure("Good steps", "count"),
+    "auroc": Measure("AUROC", "share", "50 % by chance"),
+    "fpr_at_95_tpr": Measure("False positives at 95 % true positives", "share"),
+    "auroc_energy": Measure("AUROC by energy", "share"),
+    "auroc_max_logit": Measure("AUROC by largest logit", "share"),
+    "mce": Measure("mCE", "share"),
+}
+PREFIXES = {"val_": "Validation ", "test_": "Test ", "worst_": "Worst "}
+
+
+def measure(key) -> Measure:
+    """How the measure of a key in a file of results is shown; of an unknown one by a guess."""
+    if key in MEASURES:
+        return MEASURES[key]
+    for prefix, words in PREFIXES.items():
+        if key.startswith(prefix):
+            inner = measure(key.removeprefix(prefix))
+            # The first word alone has its capital from its place in a sentence.
+            name = (
+                inner.name if inner.name[:2].isupper() else inner.name[0].lower() + inner.name[1:]
+            )
+            return dataclasses.replace(inner, name=words + name)
+    words = str(key).replace("_", " ")
+    shares = ("accuracy", "error", "share", "auroc", "ece")
+    unit = "share" if str(key).endswith(shares) else "number"
+    return Measure(words[:1].upper() + words[1:], unit)
