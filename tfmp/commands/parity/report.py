@@ -24,14 +24,15 @@ def text(results, workdir) -> str:
         workdir: Folder of the files.
     """
     reference, other = results["kinds"]
+    head = ("", reference, other, "difference", "95 % interval", "margin", "verdict")
+    table = [head, *map(_test, [*_shown(results["tests"]), *results["also"]])]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = [
         "",
         f"{reference} against {other}: {results['runs'][0]} and {results['runs'][1]} runs, "
         f"{results['examples']:,} test examples",
         "",
-        _line("", reference, other, "difference", "95 % interval", "margin", "verdict"),
-        *map(_test, _shown(results["tests"])),
-        *map(_test, results["also"]),
+        *("  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in table),
         "",
         _flips(results),
         *_costs(results["costs"]),
@@ -55,7 +56,7 @@ def _shown(tests):
 
 def _test(row):
     low, high = row["interval"]
-    return _line(
+    return (
         title(row),
         *(f"{mean:.4f}" for mean in row["means"]),
         f"{row['difference']:+.4f}",
@@ -71,12 +72,6 @@ def _in_words(row):
         return verdict
     needed = row["runs_needed"]
     return f"open: {needed} runs would do" if needed else "open: too few test examples"
-
-
-def _line(name, *cells):
-    widths = (14, 14, 11, 19, 7, 0)
-    body = "  ".join(str(cell).ljust(width) for cell, width in zip(cells, widths, strict=True))
-    return f"  {name:<32}{body}".rstrip()
 
 
 def _flips(results):
