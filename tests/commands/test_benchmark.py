@@ -1,11 +1,13 @@
 """`python -m tfmp benchmark`: rows, comparisons, mistakes, and one small measurement."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import keras
 import pytest
@@ -368,6 +370,20 @@ def test_the_work_is_the_recipes_own_step(prepared, source):
     assert work.loss(10) < first
     assert work.count() == before + 13
     assert function is classifier.train_function
+
+
+def test_several_replicas_get_labels_that_tensorflow_does_not_keep_on_the_host(prepared):
+    strategy = types.SimpleNamespace(
+        num_replicas_in_sync=2,
+        scope=contextlib.nullcontext,
+        experimental_distribute_dataset=lambda dataset: dataset,
+    )
+    batches = prepared[1].train(8, seed=0)
+    for source in ("device", "host"):
+        work = ours.RecipeWork(
+            types.SimpleNamespace(distribute_strategy=strategy), batches, source, None
+        )
+        assert next(work._iterator)[1].dtype == tf.int64
 
 
 def test_without_the_loss_scale_the_optimizer_is_the_inner_one(prepared):
