@@ -157,13 +157,12 @@ def sums_within_xla(strategy: tf.distribute.Strategy) -> bool:
     with other `cross_device_ops`, which TensorFlow would ignore there. For CPUs TensorFlow
     refuses to compile it.
     """
-    if not isinstance(strategy, tf.distribute.MirroredStrategy):
-        return False
     kinds = {tf.DeviceSpec.from_string(device).device_type for device in devices(strategy)}
+    if kinds != {"GPU"} or not isinstance(strategy, tf.distribute.MirroredStrategy):
+        return False
     shared = len(tf.config.list_logical_devices("GPU")) > len(tf.config.get_visible_devices("GPU"))
     extended = strategy.extended
-    chosen = extended._cross_device_ops is not extended._collective_ops
-    return kinds == {"GPU"} and not shared and not chosen
+    return not shared and extended._cross_device_ops is extended._collective_ops
 
 
 def has_synchronized_batch_norm(model: keras.Model) -> bool:
