@@ -131,3 +131,35 @@ def test_without_a_strategy_there_is_one_replica_of_no_device_in_particular():
     strategy = tf.distribute.get_strategy()
     assert distribution.devices(strategy) == ("",)
     assert distribution.replica_index() == 0
+
+
+class Mirrored(tf.distribute.MirroredStrategy):
+    """Of GPUs that are not there."""
+
+    def __init__(self, own_reduction=False):
+        ops = object()
+        self.stub = types.SimpleNamespace(
+            _collective_ops=ops, _cross_device_ops=object() if own_reduction else ops
+        )
+
+    @property
+    def extended(self):
+        return self.stub
+
+
+@pytest.mark.parametrize(
+    ("strategy", "kind", "logical", "expected"),
+    [
+        (Mirrored(), "GPU", 2, True),
+        (Mirrored(), "CPU", 2, False),
+        (Mirrored(), "GPU", 4, False),  # two on a card: NCCL refuses
+        (Mirrored(own_reduction=True), "GPU", 2, False),
+        (types.SimpleNamespace(), "GPU", 2, False),
+    ],
+)
+def test_where_xla_adds_up_over_replicas(monkeypatch, strategy, kind, logical, expected):
+    names = [f"/job:localhost/replica:0/task:0/device:{kind}:{i}" for i in range(2)]
+    monkeypatch.setattr(distribution, "devices", lambda strategy: names)
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: ["GPU"] * logical)
+    monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: ["GPU"] * 2)
+    assert distribution.sums_within_xla(strategy) == expected
