@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tfmp import distribution, loss_scale
 from tfmp.errors import UserError
+from tfmp.training import logs as logs_of
 from tfmp.training.fused import fused_layers
 from tfmp.training.remat import recomputing
 from tfmp.training.watch import Watch
@@ -46,14 +47,14 @@ class ReplicaSteps:
         def evaluation(data):
             with self._on(index):
                 if self.replicas == 1:
-                    return _flat_logs(self.model.test_step(data))
+                    return logs_of.flatten(self.model.test_step(data))
                 metrics = self._metric_variables()
                 before = _values(metrics)
-                logs = _flat_logs(self.model.test_step(_filled(data)))
-                of_metrics = self._of_metrics(logs)
+                logs = logs_of.flatten(self.model.test_step(_filled(data)))
+                of_metrics = logs_of.of_metrics(self.model, logs)
                 # Of the last examples a replica may get none.
                 _assign(metrics, _select(_count(data) > 0, _values(metrics), before))
-                return self._with_metrics(logs, of_metrics)
+                return logs_of.with_metrics(self.model, logs, of_metrics)
 
         return evaluation
 
@@ -65,10 +66,10 @@ class ReplicaSteps:
             _, logs = self._watched_step(data)
             if skipped is None:
                 return logs
-            of_metrics = self._of_metrics(logs)
+            of_metrics = logs_of.of_metrics(self.model, logs)
             good = tf.equal(skipped, self._skipped_steps())
             _assign(state, _select(good, _values(state), before))
-            return self._with_metrics(logs, of_metrics)
+            return logs_of.with_metrics(self.model, logs, of_metrics)
 
     def forward_backward(self, index, native=False):
         """A function of the replica's data that changes nothing for good.
@@ -99,7 +100,7 @@ class ReplicaSteps:
                 several = self.replicas > 1
                 data = data if native or not several else _filled(data)
                 gradients, logs = self._gradients(data, weight)
-                of_metrics = self._of_metrics(logs)
+                of_metrics = logs_of.of_metrics(self.model, logs)
                 _shift(seeds, -index)
                 after = _values(statistics)
                 changes = [
@@ -111,15 +112,16 @@ class ReplicaSteps:
                 kept = [x for x in after if not x.dtype.is_floating]
                 metrics_after = _select(count > 0, _values(metrics), metrics_before)
                 _assign(metrics, metrics_after)
-                done = self._with_metrics(logs, of_metrics)
+                done = logs_of.with_metrics(self.model, logs, of_metrics)
                 _assign(statistics + metrics, before + metrics_before)
-                undone = self._with_metrics(logs, of_metrics)
+                undone = logs_of.with_metrics(self.model, logs, of_metrics)
                 weights = tf.ones_like(count) / self.replicas
                 if several and not native:
                     vector = tf.where(count > 0, vector * count, tf.zeros_like(vector))
                     weights = count
-                parts = [vector, [weights], self._packed(done), self._packed(undone)]
-                return tf.concat(parts, 0), kept + metrics_after
+                done, self._logs = logs_of.pack(done, self._dtype())
+                undone, _ = logs_of.pack(undone, self._dtype())
+                return tf.concat([vector, [weights], done, undone], 0), kept + metrics_after
 
         return forward_backward
 
@@ -128,12 +130,13 @@ class ReplicaSteps:
 
         def commit(vector, kept):
             with self._on(index):
-                vector, weights, *logs = self._parts(vector)
+                size = logs_of.size(self._logs)
+                vector, weights, done, undone = tf.split(vector, [-1, 1, size, size])
                 statistics, metrics = self._statistics(), self._metric_variables()
                 floating = [v for v in statistics if tf.as_dtype(v.dtype).is_floating]
                 rest = [v for v in statistics if not tf.as_dtype(v.dtype).is_floating]
                 vector = vector if self.replicas == 1 else vector / weights
-                sums = _unflatten(vector, self._variables + floating)
+                sums = logs_of.unflatten(vector, self._variables + floating)
                 count = len(self._variables)
                 gradients = [
                     g if has else None
@@ -146,10 +149,10 @@ class ReplicaSteps:
                 after = [a + b for a, b in zip(before, sums[count:], strict=False)] + kept
                 if skipped is None:
                     _assign(state, after)
-                    return self._unpacked(logs[0])
+                    return logs_of.unpack(done / self.replicas, self._logs)
                 good = tf.equal(skipped, self._skipped_steps())
                 _assign(state, _select(good, after, before))
-                return self._unpacked(tf.where(good, *logs))
+                return logs_of.unpack(tf.where(good, done, undone) / self.replicas, self._logs)
 
         return commit
 
@@ -163,7 +166,7 @@ class ReplicaSteps:
             stack.enter_context(
                 changed_layers(self.model, fused=self.fused_layers, remat=self.remat)
             )
-            logs = _flat_logs(self.model.train_step(data))
+            logs = logs_of.flatten(self.model.train_step(data))
         for watch in watches:
             watch.check(self.model)
         return watches, logs
@@ -253,41 +256,6 @@ class ReplicaSteps:
     def _metric_variables(self):
         return [v for metric in self.model.metrics for v in metric.variables]
 
-    def _of_metrics(self, logs):
-        """Which logs are what a metric says now: a `train_step` may log a tensor by its name."""
-        results = self.model.get_metrics_result()
-        return {name: _same(logs[name], results[name]) for name in results if name in logs}
-
-    def _with_metrics(self, logs, of_metrics):
-        """The logs, with the metrics as they are after a step was undone."""
-        results = self.model.get_metrics_result()
-        followed = {}
-        for name, same in of_metrics.items():
-            log = tf.convert_to_tensor(logs[name])
-            followed[name] = tf.where(same, tf.cast(results[name], log.dtype), log)
-        return {**logs, **followed} if logs else results
-
-    # --- logs, as a part of the vector
-
-    def _packed(self, logs):
-        logs = {name: tf.convert_to_tensor(x) for name, x in logs.items()}
-        # Of each example, for one: replicas may have unequal numbers of them.
-        logs = {
-            name: x if x.shape.is_fully_defined() else tf.reduce_mean(x) for name, x in logs.items()
-        }
-        self._logs = {name: tf.TensorSpec(x.shape, x.dtype) for name, x in logs.items()}
-        return tf.concat([tf.zeros([0], self._dtype()), *self._flat(logs.values())], 0)
-
-    def _unpacked(self, vector):
-        """Means over the replicas, from the sums."""
-        specs = self._logs.values()
-        return dict(zip(self._logs, _unflatten(vector / self.replicas, specs), strict=True))
-
-    def _parts(self, vector):
-        """What was concatenated: gradients and changes, weights, logs, logs of a skipped step."""
-        size = sum(math.prod(spec.shape) for spec in self._logs.values())
-        return tf.split(vector, [-1, 1, size, size])
-
 
 @contextlib.contextmanager
 def changed_layers(model, *, fused, remat):
@@ -311,21 +279,6 @@ def _assign(variables, values):
 
 def _select(condition, ifs, elses):
     return [tf.where(condition, a, b) for a, b in zip(ifs, elses, strict=True)]
-
-
-def _flat_logs(logs):
-    """As Keras flattens them: a `train_step` may log all metrics of `compile` as one dict."""
-    flat: dict = {}
-    for name, value in logs.items():
-        flat.update(_flat_logs(value) if isinstance(value, dict) else {name: value})
-    return flat
-
-
-def _same(log, result):
-    """Whether a log equals a metric's result; NaN equals NaN."""
-    log = tf.convert_to_tensor(log)
-    result = tf.cast(result, log.dtype)
-    return tf.reduce_all(tf.equal(log, result) | ((log != log) & (result != result)))
 
 
 def _shift(seeds, index):
@@ -359,12 +312,3 @@ def _filled(data):
         return tf.pad(x, [[0, missing], *[[0, 0]] * (x.shape.rank - 1)])
 
     return keras.tree.map_structure(filled, data)
-
-
-def _unflatten(vector, variables):
-    sizes = [math.prod(v.shape) for v in variables]
-    parts = tf.split(vector, sizes)
-    return [
-        tf.cast(tf.reshape(part, v.shape), v.dtype)
-        for part, v in zip(parts, variables, strict=True)
-    ]
