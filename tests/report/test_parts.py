@@ -85,6 +85,7 @@ def test_what_is_not_there(folder, tmp_path):
     (tmp_path / "other.json").write_text("{}")
     for words, said in {
         ("nothing",): "no such",
+        ("a" * 300,): "Can't read a+: .*too long",
         (str(tmp_path),): "without",
         (str(tmp_path / "other.json"),): "Received: .*other.json",
         (str(folder("a", parity=samples.compared())), str(tmp_path / "b" / ".." / "a")): "twice",

@@ -138,7 +138,10 @@ def read(words) -> list[Subject]:
         if path.resolve() in places:
             raise UserError(f"Expected each RUN once. Received: {word} twice.")
         places.append(path.resolve())
-        found = _found(path)
+        try:
+            found = _found(path)
+        except OSError as error:  # a name too long, or a folder that may not be opened
+            raise UserError(f"Can't read {word}: {error}.") from None
         about = _models(path, found) if len(words) > 1 else set()
         same = [
             index
