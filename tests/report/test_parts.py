@@ -9,6 +9,7 @@ from tfmp import errors, report
 from tfmp.report import charts
 from tfmp.report.blocks import Lines, Reliability, Series, Strip
 from tfmp.report.numbers import Number, between
+from tfmp.report.page import as_html
 
 MINUS = "\N{MINUS SIGN}"
 SPACE = "\N{NO-BREAK SPACE}"
@@ -79,6 +80,15 @@ def test_a_file_that_is_wrong_deep_inside(folder):
     place = folder("a", robustness=samples.examined(input={"uint8": 5}))
     with pytest.raises(errors.UserError, match=r"robustness.json is not as tfmp writes it: Type"):
         report.build(report.read([str(place)]))
+
+
+def test_a_log_that_is_damaged(folder):
+    place = folder("a", results=samples.trained(), metrics=samples.CURVES + "inf,0.9\n,0.95\n")
+    page = report.build(report.read([str(place)]))
+    assert "nan" not in as_html(page)
+    (place / "metrics.csv").write_text('epoch,loss\n0,"' + "1" * 200_000)
+    with pytest.raises(errors.UserError, match=r"Can't read .*metrics\.csv"):
+        report.read([str(place)])
 
 
 def test_what_is_not_there(folder, tmp_path):

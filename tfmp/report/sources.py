@@ -1,5 +1,6 @@
 """The files that a report is made of: found, checked, and put to the model that they are about."""
 
+import csv
 import dataclasses
 import json
 import math
@@ -208,7 +209,7 @@ def _one(file):
 def _log(file):
     try:
         return files.read_metrics(file)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"Can't read {file}: {error}.") from None
 
 
