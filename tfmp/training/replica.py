@@ -363,7 +363,7 @@ def _filled(data):
 
 def _unflatten(vector, variables):
     sizes = [math.prod(v.shape) for v in variables]
-    parts = tf.split(vector, sizes)
+    parts = tf.split(vector, sizes) if sizes else []
     return [
         tf.cast(tf.reshape(part, v.shape), v.dtype)
         for part, v in zip(parts, variables, strict=True)
