@@ -16,6 +16,7 @@ run in one process.
 """
 
 import dataclasses
+import io
 import json
 import os
 import pathlib
@@ -90,6 +91,9 @@ def run(config_type, main, argv=None, program=None):
         argv: Words after the program's name; by default `sys.argv[1:]`.
         program: What a user types to start it; by default `python -m` and `main`'s module.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Whatever a class or a folder is called, printing it must not end the program.
+        sys.stdout.reconfigure(errors="backslashreplace")
     module = sys.modules[main.__module__]
     program = program or _program_name(module)
     argv = sys.argv[1:] if argv is None else argv

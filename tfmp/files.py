@@ -27,7 +27,8 @@ def write_json(file, value):
 def write_text(file, text):
     """Writes text, in UTF-8, so that a reader sees the old file or the new one, never a part."""
     partial = file.with_name(file.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
+    # Names of files need not be UTF-8.
+    partial.write_text(text, encoding="utf-8", errors="backslashreplace")
     partial.replace(file)
 
 

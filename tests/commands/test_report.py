@@ -1,6 +1,7 @@
 """`python -m tfmp report`: where its files go, and what a user can do wrong."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -93,6 +94,17 @@ def test_mistakes_are_one_line(run_folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
     assert status(run_folder) == 2
     assert "pip install 'jinja2>=3.1'" in capsys.readouterr().err
+
+
+def test_names_that_no_encoding_has(run_folder, tmp_path):
+    os.rename(run_folder, folder := os.fsencode(tmp_path) + b"/\xff\xc3\xa9")
+    words = [sys.executable, "-m", "tfmp", "report", folder]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    ended = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=20)
+    assert ended.returncode == 0, ended.stderr
+    assert "/\\udcff\\xe9/report.html" in ended.stdout
+    with open(folder + b"/report.html", encoding="utf-8") as page:
+        assert "\\udcff\xe9" in page.read()
 
 
 def test_neither_tensorflow_nor_numpy_is_loaded(run_folder):

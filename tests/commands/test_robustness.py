@@ -210,6 +210,17 @@ def test_a_baseline_of_other_images(trained, corrupt, tmp_path):
             run(*corrupt, file, other, f"--workdir={tmp_path / 'b'}")
 
 
+def test_a_lost_list_of_origins_is_said_before_predictions(trained, tmp_path, capsys):
+    flags = ["--axes=corruptions", "--corruptions=contrast", "--severities=1"]
+    flags += ["--corruption_examples=5", f"--cache_dir={tmp_path / 'cache'}"]
+    run(str(trained), *flags, f"--workdir={tmp_path / 'a'}")
+    next(tmp_path.glob("cache/*/made_with.json")).unlink()
+    capsys.readouterr()
+    with pytest.raises(errors.UserError, match=r"made_with.json to say"):
+        run(str(trained), *flags, f"--workdir={tmp_path / 'b'}")
+    assert "contrast ..." not in capsys.readouterr().out
+
+
 ATTACKS = ["--axes=adversarial", "--linf=16,2", "--l2=64", "--steps=5", "--attack_examples=100"]
 
 

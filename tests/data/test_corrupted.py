@@ -212,6 +212,15 @@ def test_a_folder_that_can_not_be_made(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(errors.TfmpError, match=r"Can't make corrupted images in .*file"):
         made_set(tmp_path / "file").make()
+    with pytest.raises(errors.UserError, match=r"Can't use .*too long.*--cache_dir"):
+        made_set(tmp_path / ("a" * 300))
+
+
+def test_a_file_that_can_not_be_read(tmp_path):
+    found = made_set(tmp_path)
+    found.folder.file("contrast", 2).mkdir(parents=True)
+    with pytest.raises(errors.UserError, match=r"Can't read .*contrast-2.npy"):
+        found.identity("contrast")
 
 
 def test_a_failing_process_says_why(tmp_path, monkeypatch):

@@ -99,6 +99,23 @@ class Strings(keras.layers.Layer):
         return inputs + tf.cast(tf.strings.length(tf.strings.as_string(inputs)), inputs.dtype)
 
 
+class Silent(Unscaled):
+    """Logs nothing and has no metrics."""
+
+    metrics = ()
+
+    def train_step(self, data):
+        return super().train_step(data) and {}
+
+
+def test_a_train_step_may_log_nothing(strategy):
+    model = tfmp.accelerate(make(strategy, model=lambda: build(cls=Silent)), jit_compile=False)
+    before = model.get_weights()
+    assert fit(model, epochs=1) == {}
+    assert any((a != b).any() for a, b in zip(before, model.get_weights(), strict=True))
+    assert_replicas_agree(model)
+
+
 def with_layer(layer, **kwargs):
     return lambda: keras.Sequential([keras.Input((8, 8, 1)), layer(**kwargs), *build().layers])
 

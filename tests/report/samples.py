@@ -62,7 +62,7 @@ def trained(accuracy=0.75, **changes):
     cost["break_even_inferences"] = {"joules": None, "device_time": 26758}
     return {
         "name": "resnet",
-        "config": {"policy": "mixed_float16", "learning_rate": 0.1},
+        "config": {"policy": "mixed_float16", "learning_rate": 0.1, "model": "resnet18"},
         "policy": "mixed_float16",
         "data": {"name": "pets", "sizes": {"test": 300}},
         "final": {"test_accuracy": accuracy, "test_loss": 0.61, "val_accuracy": 0.7},

@@ -109,7 +109,8 @@ def test_a_comparison_of_policies(skill, verdict, said, folder, report_of):
 
 
 def test_runs_side_by_side(folder, report_of):
-    more = {"config": {"policy": "float32", "learning_rate": 0.1}, "peak_memory_bytes": None}
+    more = {"config": {"policy": "float32", "learning_rate": 0.1, "model": "resnet50"}}
+    more["peak_memory_bytes"] = None
     found = samples.evaluated(samples.predictions(1), sha="other")
     first = folder(
         "a",
@@ -130,10 +131,49 @@ def test_runs_side_by_side(folder, report_of):
     # b has no evaluation: an empty cell.
     assert re.search(r" Accuracy, pets [\d.]+ % [\d.]+ % \S+ points", page.text)
     assert "training · config · policy mixed_float16 float32" in page.text
+    assert "training · config · model resnet18 resnet50" in page.text
     assert "learning_rate 0.1 0.1" not in page.text
     # Another number of images is another test set.
     few = folder("d", evaluation=samples.evaluated(samples.predictions(0, 90), sha="few"))
     assert not any(key.startswith("against") for key in report_of(first, few)[1]["numbers"])
+
+
+def test_means_over_other_corruptions_are_not_compared(folder, report_of):
+    errors = samples.CORRUPTIONS["errors"]
+    fewer = samples.CORRUPTIONS | {"errors": {"fog": errors["fog"], "snow": errors["fog"]}}
+    other = samples.CORRUPTIONS["baseline"] | {"mean_errors": {"fog": 0.9}}
+    for index, (changed, compared) in enumerate(
+        [(fewer, ["fog"]), (samples.CORRUPTIONS | {"baseline": other}, ["fog", "mean_error"])]
+    ):
+        folders = [
+            folder(f"{name}{index}", robustness=samples.examined(corruptions=found))
+            for name, found in (("a", samples.CORRUPTIONS), ("b", changed))
+        ]
+        against = [key for key in report_of(*folders)[1]["numbers"] if key.startswith("against")]
+        assert "/mce" not in str(against)
+        for name in ("fog", "mean_error"):
+            assert any(key.endswith(f"/{name}") for key in against) == (name in compared)
+
+
+def test_a_benchmark_of_several_replicas(folder, report_of):
+    def row(speed, replicas, **more):
+        speeds = {"images_per_second": {"median": speed}}
+        return {"program": "tfmp", "status": "ok", "replicas": replicas, **speeds, **more}
+
+    rows = [row(100.0, 1), row(150.0, 2, cards=1, all_reduce_ms=1.25, strong_efficiency=0.75)]
+    found = {"format": "tfmp benchmark 3", "rows": rows, "environment": {}}
+    folders = [
+        folder(name, benchmark=found | {"config": {"image_size": size}})
+        for name, size in (("a", 224), ("b", 224), ("c", 32))
+    ]
+    a, b, c = (place / "benchmark.json" for place in folders)
+    page, written = report_of(a, b)
+    assert "2 replicas on 1 " in page.text and "Strong efficiency" in page.text
+    assert {"value": 1.25, "unit": "ms"} in written["numbers"].values()
+    against = [key for key in written["numbers"] if key.startswith("against")]
+    assert len(against) == 2
+    # Images of another size are other work.
+    assert not any(key.startswith("against") for key in report_of(a, c)[1]["numbers"])
 
 
 def test_files_of_one_model_are_of_one_subject(folder, report_of):

@@ -9,6 +9,7 @@ from tfmp import errors, report
 from tfmp.report import charts
 from tfmp.report.blocks import Lines, Reliability, Series, Strip
 from tfmp.report.numbers import Number, between
+from tfmp.report.page import as_html
 
 MINUS = "\N{MINUS SIGN}"
 SPACE = "\N{NO-BREAK SPACE}"
@@ -81,10 +82,20 @@ def test_a_file_that_is_wrong_deep_inside(folder):
         report.build(report.read([str(place)]))
 
 
+def test_a_log_that_is_damaged(folder):
+    place = folder("a", results=samples.trained(), metrics=samples.CURVES + "inf,0.9\n,0.95\n")
+    page = report.build(report.read([str(place)]))
+    assert "nan" not in as_html(page)
+    (place / "metrics.csv").write_text('epoch,loss\n0,"' + "1" * 200_000)
+    with pytest.raises(errors.UserError, match=r"Can't read .*metrics\.csv"):
+        report.read([str(place)])
+
+
 def test_what_is_not_there(folder, tmp_path):
     (tmp_path / "other.json").write_text("{}")
     for words, said in {
         ("nothing",): "no such",
+        ("a" * 300,): "Can't read a+: .*too long",
         (str(tmp_path),): "without",
         (str(tmp_path / "other.json"),): "Received: .*other.json",
         (str(folder("a", parity=samples.compared())), str(tmp_path / "b" / ".." / "a")): "twice",

@@ -17,8 +17,14 @@ COLUMNS = {
     "Loss scale adds": (("loss_scale_overhead",), "share"),
     "Speed with remat": (("remat_speed",), "ratio"),
     "Memory with remat": (("remat_memory",), "ratio"),
+    "All-reduce": (("all_reduce_ms",), "ms"),
+    "Weak efficiency": (("weak_efficiency",), "share"),
+    "Strong efficiency": (("strong_efficiency",), "share"),
     "To PyTorch's": (("to_peer",), "ratio"),
 }
+
+# What all rows of a file have in common.
+WORK = ("recipe", "model", "image_size", "dataset")
 
 
 def title(source):
@@ -42,8 +48,9 @@ def summary(source, _):
 
 def headlines(source):
     """What is compared with other benchmarks: (name, number) by a key that only the same has."""
+    work = tuple(source.text("config", name) for name in WORK)
     return {
-        ("benchmark", source.text("config", "model"), _name(row)): (
+        ("benchmark", *work, _name(row)): (
             _name(row),
             _speed(source, index),
         )
@@ -80,5 +87,8 @@ def _name(row):
     compiled = "compiled" if row.get("jit_compile") else "not compiled"
     scale = "" if row.get("loss_scale") == "recipe" else ", no loss scale"
     remat = ", remat" if row.get("remat") else ""
+    count, cards = row.get("replicas", 1), row.get("cards", 1)
+    replicas = f", {count} replicas" if count > 1 else ""
+    replicas += f" on {cards}" if cards < count else ""
     parts = f"{row.get('policy')}, {compiled}, batch {row.get('batch_size')}, {row.get('input')}"
-    return f"{row.get('program')}: {parts}{scale}{remat}"
+    return f"{row.get('program')}: {parts}{scale}{remat}{replicas}"

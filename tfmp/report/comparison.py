@@ -5,8 +5,9 @@ from tfmp.report.leaves import settings
 from tfmp.report.names import measure
 
 # What the results are, where they went and what the machine had free is no setting.
-FREE = {"workdir", "model", "model_sha256", "final", "output", "finished", "written"}
-FREE |= {"memory_bytes"}
+FREE = {"workdir", "model_sha256", "final", "output", "finished", "written", "memory_bytes"}
+# An evaluation's model is a path; a training's or a benchmark's is a setting.
+OF_MODELS = ("evaluation", "robustness")
 CURVES = {"val_accuracy": "Validation accuracy", "loss": "Training loss"}
 MOST_ROWS = 40
 # Of the measures, in the sentence.
@@ -98,8 +99,9 @@ def _settings(subjects):
     for subject in subjects:
         found = {}
         for source in subject.sources.values():
+            free = FREE | {"model"} if source.kind in OF_MODELS else FREE
             for name, text in settings(source.made_with()):
-                if not FREE & set(name.split(" · ")):
+                if not free & set(name.split(" · ")):
                     found[f"{source.kind} · {name}"] = text
         made.append(found)
     names = list(dict.fromkeys(name for found in made for name in found))

@@ -181,5 +181,7 @@ def write(page, folder):
         written = files.write_json(html.with_suffix(".json"), as_json(page))
         files.write_text(html, text)
     except OSError as error:
-        raise TfmpError(f"Can't write the report to {folder}: {error}.") from error
+        raise TfmpError(
+            f"Can't write the report to {folder}: {error}. Choose another --workdir."
+        ) from error
     return written

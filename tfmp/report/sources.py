@@ -1,5 +1,6 @@
 """The files that a report is made of: found, checked, and put to the model that they are about."""
 
+import csv
 import dataclasses
 import json
 import math
@@ -138,7 +139,10 @@ def read(words) -> list[Subject]:
         if path.resolve() in places:
             raise UserError(f"Expected each RUN once. Received: {word} twice.")
         places.append(path.resolve())
-        found = _found(path)
+        try:
+            found = _found(path)
+        except OSError as error:  # a name too long, or a folder that may not be opened
+            raise UserError(f"Can't read {word}: {error}.") from None
         about = _models(path, found) if len(words) > 1 else set()
         same = [
             index
@@ -205,7 +209,7 @@ def _one(file):
 def _log(file):
     try:
         return files.read_metrics(file)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"Can't read {file}: {error}.") from None
 
 

@@ -1,5 +1,7 @@
 """What a report says of a training: results.json and metrics.csv."""
 
+import math
+
 from tfmp.report.blocks import Card, Cards, Lines, Note, Section, Series, Table
 from tfmp.report.names import measure
 
@@ -134,7 +136,7 @@ def _in_force(source):
 
 
 def _curves(log):
-    epochs = tuple(row.get("epoch", index) + 1 for index, row in enumerate(log.content))
+    epochs = tuple(_epoch(row, index) for index, row in enumerate(log.content))
     for name, keys in CURVES.items():
         series = [
             Series(
@@ -150,6 +152,12 @@ def _curves(log):
             yield Lines(name, "epoch", epochs, tuple(series), log=name == "Loss scale")
 
 
+def _epoch(row, index):
+    """The number of a row's epoch, from 1; of a damaged row that of the row."""
+    epoch = row.get("epoch", index)
+    return (epoch if math.isfinite(epoch) else index) + 1
+
+
 def _loss_scale(source, log):
     """The epochs in which it moved or steps were skipped."""
     final = source.count("loss_scale", "final")
@@ -158,7 +166,7 @@ def _loss_scale(source, log):
         now = {key: row.get(key) for key in before}
         if None not in now.values() and now != before:
             numbers = [log.count(index, key) for key in before]
-            rows.append((f"{row.get('epoch', index) + 1:.0f}", *numbers))
+            rows.append((f"{_epoch(row, index):.0f}", *numbers))
             before = now
     if rows:
         columns = ("Epoch", "Loss scale at its end", "Skipped steps so far")

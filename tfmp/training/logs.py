@@ -75,7 +75,8 @@ def unpack(vector, specs):
 
 def unflatten(vector, like):
     """A vector's parts, as tensors of the shapes and dtypes of others, or of variables."""
-    parts = tf.split(vector, [math.prod(x.shape) for x in like])
+    sizes = [math.prod(x.shape) for x in like]
+    parts = tf.split(vector, sizes) if sizes else []
     return [
         tf.cast(tf.reshape(part, x.shape), x.dtype) for part, x in zip(parts, like, strict=True)
     ]

@@ -120,7 +120,9 @@ def evaluate(found, right):
     images, baseline = found.corrupted.images, found.corrupted.baseline
     chosen = slice(None) if found.corrupted.chosen is None else found.corrupted.chosen
     images.make()
+    # All that may be wrong on disk shows before the predictions, which take long.
     identity = {name: images.identity(name) for name in images.corruptions}
+    constants = images.constants()
     if isinstance(baseline, dict):
         baseline = _of_file(found.config.baseline, baseline, identity)
     seen = evaluation.under_corruptions(found.compiled, images, found.batch_size)
@@ -133,7 +135,7 @@ def evaluate(found, right):
         baseline,
         seed=found.config.seed,
     )
-    return values | {"constants": images.constants(), "images": identity}, seen
+    return values | {"constants": constants, "images": identity}, seen
 
 
 def _of_file(name, values, identity):

@@ -96,22 +96,34 @@ class Folder:
         files.write_json(self.path / "made_with.json", self.facts | {"made": made})
 
     def missing(self, wanted) -> list:
-        """The pairs of corruption and severity that have no file yet."""
-        return [pair for pair in wanted if not self.file(*pair).exists()]
+        """The pairs of corruption and severity that have no file yet.
+
+        Raises:
+            DataError: The folder can't be looked into.
+        """
+        try:
+            return [pair for pair in wanted if not self.file(*pair).exists()]
+        except OSError as error:
+            raise DataError(
+                f"Can't use {self.path}: {error}. Choose another --cache_dir."
+            ) from None
 
     def check(self, name, severity) -> str:
         """The SHA-256 of a file's array, in hexadecimal.
 
         Raises:
-            DataError: The file is not as it was written.
+            DataError: The file is not as it was written, or can't be read.
         """
         file = self.file(name, severity)
-        with open(file, "rb") as stream:
-            size = os.fstat(stream.fileno()).st_size
-            begins = stream.read(len(self.header)) == self.header
-            stream.seek(0)
-            digest = _digest(stream, self.file_bytes - DIGEST_BYTES)
-            written = stream.read(DIGEST_BYTES)
+        try:
+            with open(file, "rb") as stream:
+                size = os.fstat(stream.fileno()).st_size
+                begins = stream.read(len(self.header)) == self.header
+                stream.seek(0)
+                digest = _digest(stream, self.file_bytes - DIGEST_BYTES)
+                written = stream.read(DIGEST_BYTES)
+        except OSError as error:
+            raise DataError(f"Can't read {file}: {error}.") from None
         if size == self.file_bytes and begins and written == digest.encode():
             return digest
         what = f"{size:,} of {self.file_bytes:,} bytes"

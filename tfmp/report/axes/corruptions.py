@@ -55,13 +55,18 @@ def say(source, axis, data):
 def headlines(source, axis, data):
     """The means and the error of each corruption."""
     examples = source.at(axis, data, "examples")
+    # Means are of the same only over the same corruptions, severities and baseline.
+    errors = source.branch(axis, data, "errors")
+    over = tuple((name, *source.branch(axis, data, "errors", name)) for name in errors)
+    theirs = str(source.at(axis, data, "baseline", "mean_errors"))
     for key, name in MEANS.items():
         found = source.share(axis, data, *key)
-        yield (axis, data, *key, examples), (f"{name}, {data}", found)
+        of = (*over, theirs) if key[0] == "baseline" else over
+        yield (axis, data, *key, examples, of), (f"{name}, {data}", found)
     for corruption in source.branch(axis, data, "mean_errors"):
         found = source.share(axis, data, "mean_errors", corruption)
         yield (
-            (axis, data, corruption, examples),
+            (axis, data, corruption, examples, *errors.get(corruption, ())),
             (f"Error under {_words(corruption)}, {data}", found),
         )
 
