@@ -116,6 +116,23 @@ def test_a_train_step_may_log_nothing(strategy):
     assert_replicas_agree(model)
 
 
+class Both(keras.metrics.SparseCategoricalAccuracy):
+    """Gives two results."""
+
+    def result(self):
+        return {"mean": super().result(), "twice": 2 * super().result()}
+
+
+def test_a_metric_of_several_results_with_microbatches(strategy):
+    with strategy.scope():
+        metrics = [Both()]
+    model = make(strategy, model=lambda: build(batch_norm=False), metrics=metrics)
+    x, y = images(8)
+    accelerated = tfmp.accelerate(model, jit_compile=False, microbatches=2)
+    logs = accelerated.fit(x, y, batch_size=8, verbose=0).history
+    assert logs["twice"][0] == pytest.approx(2 * logs["mean"][0]) and logs["mean"][0] != 0
+
+
 def with_layer(layer, **kwargs):
     return lambda: keras.Sequential([keras.Input((8, 8, 1)), layer(**kwargs), *build().layers])
 

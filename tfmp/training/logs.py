@@ -23,7 +23,7 @@ def of_metrics(model, logs):
     Returns:
         A dict of scalar bools, by the names that metrics and logs share.
     """
-    results = model.get_metrics_result()
+    results = flatten(model.get_metrics_result())
     return {name: _same(logs[name], results[name]) for name in results if name in logs}
 
 
@@ -35,7 +35,7 @@ def with_metrics(model, logs, of_metrics):
         logs: Flat dict of tensors; empty for all metrics.
         of_metrics: What the function of that name said of the logs.
     """
-    results = model.get_metrics_result()
+    results = flatten(model.get_metrics_result())
     followed = {}
     for name, same in of_metrics.items():
         log = tf.convert_to_tensor(logs[name])
