@@ -110,7 +110,7 @@ def test_the_peer_has_an_environment_of_its_own(tmp_path):
     fake = tmp_path / "python"
     fake.write_text(f"#!{sys.executable}\nimport json, os\nprint(json.dumps(dict(os.environ)))\n")
     fake.chmod(0o755)
-    got = children.measure("torch", {}, peer_python=str(fake), limit_s=20)
+    got = children.measure("torch", {"replicas": 1}, peer_python=str(fake), limit_s=20)
     assert "PATH" in got and "TF_CPP_MIN_LOG_LEVEL" not in got and "KERAS_BACKEND" not in got
 
 
