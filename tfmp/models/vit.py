@@ -58,6 +58,7 @@ def vit(
     dropout: float = 0.0,
     attention_dropout: float = 0.0,
     stochastic_depth: float = 0.0,
+    position_stddev: float = 0.02,
     seed: int | None = None,
     name: str = "vit",
 ) -> keras.Model:
@@ -77,6 +78,7 @@ def vit(
         attention_dropout: Share of attention's weights dropped.
         stochastic_depth: Share of examples for which the last block's branches are left out; it
             grows linearly from 0 at the first block.
+        position_stddev: Deviation of the initial position embeddings; the papers' code has 0.02.
         seed: Seed of the initial weights and of dropout, drawn for each layer from this seed and
             its name. None leaves them to `keras.utils.set_random_seed`.
         name: The model's name.
@@ -101,7 +103,9 @@ def vit(
         (x.shape[1], width),
         bias_axes="td",
         kernel_initializer=make.initial("embedding", "fan_in"),
-        bias_initializer=keras.initializers.RandomNormal(stddev=0.02, seed=make.seed("positions")),
+        bias_initializer=keras.initializers.RandomNormal(
+            stddev=position_stddev, seed=make.seed("positions")
+        ),
         name="embedding",
     )(x)
     x = make.dropped(x, "embedding_dropout", dropout)
