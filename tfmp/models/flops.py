@@ -31,14 +31,17 @@ def multiply_adds(model: keras.Model) -> int:
         for layer in model._flatten_layers(include_self=False)
         if isinstance(layer, COUNTED)
     )
-    products = einsums(model)
-    return of_layers + sum(of_einsum(x.subscripts, [y.shape for y in x.input]) for x in products)
+    return of_layers + sum(
+        of_einsum(node.operation.subscripts, [x.shape for x in node.input_tensors])
+        for node in einsums(model)
+    )
 
 
-def einsums(model: keras.Model) -> list[keras.Operation]:
-    """The calls of `keras.ops.einsum` in a functional model, as attention has them."""
-    operations = getattr(model, "operations", [])
-    return [x for x in operations if isinstance(x, Einsum)]
+def einsums(model: keras.Model) -> list:
+    """Keras' nodes of `keras.ops.einsum` in a functional model, as attention has them."""
+    by_depth = getattr(model, "_nodes_by_depth", {})
+    nodes = [node for nodes in by_depth.values() for node in nodes]
+    return [node for node in nodes if isinstance(node.operation, Einsum)]
 
 
 def of_einsum(subscripts: str, shapes: list[tuple[int | None, ...]]) -> int:

@@ -38,9 +38,9 @@ from tfmp.models import parts
 
 # The paper's code and DeiT's have this one; Keras' default is 1e-3.
 EPSILON = 1e-6
-# Sides of patches that `patch_size=None` picks from, and how many it wants along an image's
-# shorter side.
-PATCH_SIZES = (16, 8, 4, 2, 1)
+# Sides of patches that `patch_size=None` picks from, and how many large ones it wants along an
+# image's shorter side.
+LARGE_PATCHES, SMALL_PATCHES = (16, 8), (4, 2, 1)
 FEWEST_PATCHES = 7
 # Attention's work and memory grow with the square of this. 1,024 are 32 x 32 patches.
 MOST_PATCHES = 1024
@@ -70,9 +70,9 @@ def vit(
         heads: Heads of attention; they divide the width.
         classes: Number of logits.
         input_shape: (height, width, channels) of an image, in pixels.
-        patch_size: Side of a patch in pixels, which divides height and width. None: the largest of
-            16, 8, 4, 2 and 1 that leaves 7 patches or more along the shorter side, so 16 for
-            images of 224 px, 4 for 32 and 1 for 8.
+        patch_size: Side of a patch in pixels, which divides height and width. None: 16 or 8 where
+            it does so and leaves 7 patches or more along the shorter side, else 4 (2 or 1 where
+            4 doesn't divide); so 16 for images of 224 px, 8 for 64, and 4 for 32 and 8.
         pool: "token" (the class token) or "mean" (of all patches; there is no class token then).
         dropout: Share of features dropped behind the embedding and at each branch's end.
         attention_dropout: Share of attention's weights dropped.
@@ -217,9 +217,9 @@ def _patch_size(input_shape, patch_size: int | None) -> int:
                 f"{width}. Received: {patch_size}"
             )
         return patch_size
-    fits = [side for side in PATCH_SIZES if not height % side and not width % side]
-    enough = [side for side in fits if min(height, width) // side >= FEWEST_PATCHES]
-    side = (enough or fits[-1:])[0]
+    shorter = min(height, width)
+    sides = [side for side in LARGE_PATCHES if shorter // side >= FEWEST_PATCHES]
+    side = next(x for x in (*sides, *SMALL_PATCHES) if not height % x and not width % x)
     if (patches := height * width // side**2) > MOST_PATCHES:
         raise UserError(
             f"patch_size: images of {height}x{width} pixels would be cut into {patches:,} patches "
@@ -244,8 +244,8 @@ def _check(width, heads, pool, *rates) -> None:
 POOLS = ("token", "mean")
 
 MODELS: dict[str, Callable[..., keras.Model]] = {
-    # For images of 8 to 32 px.
-    "vit_micro": functools.partial(vit, width=64, depth=4, heads=4),
+    # For images of 8 to 32 px. It has few images to learn from what a position means.
+    "vit_micro": functools.partial(vit, width=96, depth=2, heads=4, position_stddev=0.5),
     "vit_tiny": functools.partial(vit, width=192, depth=12, heads=3),
     "vit_small": functools.partial(vit, width=384, depth=12, heads=6),
     "vit_base": functools.partial(vit, width=768, depth=12, heads=12),

@@ -35,13 +35,13 @@ class Config(classification.ClassifierConfig):
     )
     patch_size: int | None = cli.flag(
         None,
-        "Side of a patch in pixels; none: the largest of 16, 8, 4, 2 and 1 that leaves 7 patches "
-        "or more along a side.",
+        "Side of a patch in pixels; none: 16 or 8 where that leaves 7 patches or more along a "
+        "side, else 4.",
         group="Model",
     )
     pool: str = cli.flag(
-        "token",
-        "What the class is read from: a token of its own, or the mean of all.",
+        "mean",
+        "What the class is read from: the mean of all tokens, or a token of its own, as published.",
         group="Model",
         choices=vit.POOLS,
     )
@@ -55,8 +55,8 @@ class Config(classification.ClassifierConfig):
     )
 
     optimizer: str = changed("optimizer", "adamw")
-    learning_rate: float = changed("learning_rate", 4e-3)
-    weight_decay: float = changed("weight_decay", 0.05)
+    learning_rate: float = changed("learning_rate", 1e-2)
+    weight_decay: float = changed("weight_decay", 0.5)
     clip_norm: float = changed("clip_norm", 1.0)
     epochs: int = changed("epochs", 40)
 

@@ -119,15 +119,16 @@ def _call(layer, inputs, outputs):
     return record
 
 
-def _einsum(operation):
+def _einsum(node):
     """The record of a product of activations, which no layer makes."""
+    shapes = [x.shape for x in node.input_tensors]
     return {
-        "name": operation.name,
+        "name": node.operation.name,
         "type": "einsum",
-        "dtype": operation.output.dtype,
-        "multiply_adds": flops.of_einsum(operation.subscripts, [x.shape for x in operation.input]),
-        "inputs": sum(_elements(x.shape) for x in operation.input),
-        "outputs": _elements(operation.output.shape),
+        "dtype": node.outputs[0].dtype,
+        "multiply_adds": flops.of_einsum(node.operation.subscripts, shapes),
+        "inputs": sum(map(_elements, shapes)),
+        "outputs": _elements(node.outputs[0].shape),
         "passes": PRODUCT,
     }
 
