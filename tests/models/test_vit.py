@@ -67,7 +67,9 @@ def reference(model, images, depth, heads, epsilon=1e-6):
 
     x = (images.astype(np.float64) / 255 - 0.449) / 0.226
     patches = [
-        x[:, i : i + 2, j : j + 2].reshape(len(x), -1) for i in range(0, 8, 2) for j in range(0, 8, 2)
+        x[:, i : i + 2, j : j + 2].reshape(len(x), -1)
+        for i in range(0, 8, 2)
+        for j in range(0, 8, 2)
     ]
     x = dense(np.stack([np.zeros_like(patches[0]), *patches], axis=1), "embedding")
     for block in range(1, depth + 1):
@@ -250,11 +252,13 @@ def test_what_cannot_be_built_says_why():
         micro(patch_size=3)
     with pytest.raises(ValueError, match=r"patch_size: images of 250x250 .* 15,625 patches of 2x2"):
         micro(input_shape=(250, 250, 3))
-    with pytest.raises(ValueError, match="heads: expected a divisor of the width, 64. Received: 5"):
+    with pytest.raises(
+        ValueError, match=r"heads: expected a divisor of the width, 64. Received: 5"
+    ):
         vit.vit(width=64, depth=1, heads=5, classes=10, input_shape=(8, 8, 1))
-    with pytest.raises(ValueError, match="pool: .*Received: 'max'"):
+    with pytest.raises(ValueError, match=r"pool: .*Received: 'max'"):
         micro(pool="max")
-    with pytest.raises(ValueError, match="below 1. Received: 0.0, 0.0, 1.0"):
+    with pytest.raises(ValueError, match=r"below 1. Received: 0.0, 0.0, 1.0"):
         micro(stochastic_depth=1.0)
     with pytest.raises(ValueError, match="classes: expected 1 or more"):
         micro(classes=0)

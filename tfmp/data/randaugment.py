@@ -1,9 +1,9 @@
 """RandAugment: two changes of each image, drawn from 13, all of one strength.
 
-All is computed in whole numbers, as on the 8-bit images that it was made for, so that XLA, TensorFlow
-without it, CPU and GPU agree to the bit. Of the paper's 14 changes equalization is missing, which
-would need a histogram of each image. The moves of both rounds come first, as one, and by the
-nearest pixel; what they uncover is black.
+All is computed in whole numbers, as on the 8-bit images that it was made for, so that XLA,
+TensorFlow without it, CPU and GPU agree to the bit. Of the paper's 14 changes equalization is
+missing, which would need a histogram of each image. The moves of both rounds come first, as one,
+and by the nearest pixel; what they uncover is black.
 
 References:
     Cubuk et al. (2020), RandAugment: Practical Automated Data Augmentation with a Reduced Search
@@ -18,8 +18,9 @@ import tensorflow as tf
 
 ROUNDS = 2
 STRENGTH = 9 / 30
-# Whole numbers stand for fractions of these: of a pixel or of a matrix' entry, and of a blend.
+# Whole numbers stand for fractions of these: of a matrix' entry, of a pixel, and of a blend.
 MOVE_UNIT = 2**10
+PIXEL_UNIT = 2**4
 BLEND_UNIT = 2**8
 
 SHEAR = 0.3 * STRENGTH
@@ -78,17 +79,18 @@ def _moved(pixels, chosen, signs):
         ],
         tf.int32,
     )
-    # Doubled coordinates from the middle of the image, whose middle may lie between two pixels.
-    y = tf.broadcast_to((2 * tf.range(height) - height + 1)[None, :, None], [1, height, width])
-    x = tf.broadcast_to((2 * tf.range(width) - width + 1)[None, None, :], [1, height, width])
+    # The middle of the image may lie between two pixels.
+    middle_y, middle_x = (PIXEL_UNIT // 2 * (side - 1) for side in (height, width))
+    y = (PIXEL_UNIT * tf.range(height) - middle_y)[None, :, None]
+    x = (PIXEL_UNIT * tf.range(width) - middle_x)[None, None, :]
     for choice, sign in zip(chosen, signs, strict=True):
         rows = tf.gather(table, 2 * tf.minimum(choice, len(MOVES)) + sign)
         yy, yx, down, xy, xx, right = (part[:, None, None] for part in tf.unstack(rows, axis=1))
         y, x = (
-            _nearest(yy * y + yx * x + 2 * height * down),
-            _nearest(xy * y + xx * x + 2 * width * right),
+            _nearest(yy * y + yx * x + PIXEL_UNIT * height * down, MOVE_UNIT),
+            _nearest(xy * y + xx * x + PIXEL_UNIT * width * right, MOVE_UNIT),
         )
-    row, column = (y + height - 1) // 2, (x + width - 1) // 2
+    row, column = _nearest(y + middle_y, PIXEL_UNIT), _nearest(x + middle_x, PIXEL_UNIT)
     inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
     place = tf.where(inside, row * width + column, 0)
     flat = tf.reshape(pixels, [-1, height * width, channels])
@@ -103,8 +105,8 @@ def _opposite(move):
     return yy, -yx, -down, -xy, xx, -right
 
 
-def _nearest(value):
-    return (value + MOVE_UNIT // 2) // MOVE_UNIT
+def _nearest(value, unit):
+    return (value + unit // 2) // unit
 
 
 # --- changes of color: functions of (pixels int32, blend int32 [batch, 1, 1, 1])
@@ -144,9 +146,7 @@ def _sharpness(pixels, blend):
     height, width = pixels.shape[1:3]
     if min(height, width) < 3:
         return pixels
-    windows = [
-        pixels[:, i : height - 2 + i, j : width - 2 + j] for i in range(3) for j in range(3)
-    ]
+    windows = [pixels[:, i : height - 2 + i, j : width - 2 + j] for i in range(3) for j in range(3)]
     smooth = (tf.add_n(windows) + 4 * windows[4] + 6) // 13
     # The border stays as it is, as in Pillow.
     edge = tf.pad(tf.ones_like(smooth[:1, :, :, :1]), [[0, 0], [1, 1], [1, 1], [0, 0]]) == 0

@@ -16,9 +16,9 @@ def multiply_adds(model: keras.Model) -> int:
     """Multiply-adds of the forward pass of one example.
 
     Convolutions, dense layers and `keras.ops.einsum` of activations only, as published figures
-    count; a layer counts once, so a model that calls one several times has more. A multiply-add is two floating-point operations,
-    and a training step does about three times those of a forward pass: the backward pass computes
-    a gradient of the inputs and one of the weights.
+    count; a layer counts once, so a model that calls one several times has more. A multiply-add is
+    two floating-point operations, and a training step does about three times those of a forward
+    pass: the backward pass computes a gradient of the inputs and one of the weights.
 
     Args:
         model: Built functional or Sequential model.

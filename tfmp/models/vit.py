@@ -166,7 +166,7 @@ class _Layers:
         return layers.Dropout(rate, noise_shape=noise_shape, seed=self.seed(name), name=name)(x)
 
     def branch(self, x, inside: Callable, name: str, left_out: float):
-        """x + inside(normalized x), without the latter for a share of the examples."""
+        """Adds `inside` of the normalized x to x, but for a share of the examples."""
         y = inside(self, self.norm(x, f"{name}_norm"), name)
         y = self.dropped(y, f"{name}_dropout", self.dropout)
         y = self.dropped(y, f"{name}_depth", left_out, noise_shape=(None, 1, 1))

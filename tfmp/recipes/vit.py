@@ -6,6 +6,11 @@ Examples:
     python -m tfmp.recipes.vit --flagfile=recipes/vit/imagenet_small16_gpu1.flags --data_dir=DIR
     python -m tfmp.recipes.vit --dataset=folder:PATH --model=vit_tiny --image_size=224
 
+Evidence (commands, versions and more in recipes/vit/README.md):
+    digits, no flags, two cores of a shared CPU: test accuracy 0.964 to 0.975 over three seeds, 42
+    to 49 s. Trivial models on the same split: logistic regression of the pixels 0.900, nearest
+    centroid 0.850.
+
 References:
     Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021.
     Touvron et al., "Training data-efficient image transformers", ICML 2021, Table 9.

@@ -64,8 +64,8 @@ class TrainingConfig:
     )
     fused_layers: Literal["auto", "true", "false"] = flag(
         "auto",
-        "Run BatchNorm, pooling and 1x1 convolutions in fewer passes over memory; auto: where XLA "
-        "compiles for a GPU.",
+        "Run BatchNorm, pooling, 1x1 convolutions and dense layers on sequences in fewer passes "
+        "over memory; auto: where XLA compiles for a GPU.",
         group="Precision",
     )
 
