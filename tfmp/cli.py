@@ -56,6 +56,21 @@ def flag(default, text, *, group="Run", choices=None, positional=False):
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def default(config_type, name, value):
+    """The flag of a config's parent with another default value.
+
+    Args:
+        config_type: The parent, a dataclass of flags.
+        name: Name of its field.
+        value: The new default.
+
+    Returns:
+        A `dataclasses.field`.
+    """
+    metadata = config_type.__dataclass_fields__[name].metadata
+    return dataclasses.field(default=value, metadata=metadata)
+
+
 def prepare():
     """Prepares the process for TensorFlow, before it and Keras are imported.
 

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image, ImageEnhance, ImageOps
 from scipy import stats
 
 from tfmp.data import augment
+from tfmp.data import randaugment as rand
 
 SEED = tf.constant([3, 7])
 
@@ -119,3 +121,69 @@ def test_values_out_of_range_are_refused():
         augment.beta(SEED, 0.0)
     with pytest.raises(ValueError, match="epsilon"):
         augment.label_smoothing(tf.one_hot([1], 4), 1.0)
+
+
+def changed(name, image, more=True):
+    """One image after one change of color by `randaugment`'s table, strength and rounding."""
+    blend = tf.constant(rand.BLEND * (1 if more else -1), tf.int32, [1, 1, 1, 1])
+    function = {f.__name__: f for f in rand.COLORS}[name]
+    return function(tf.constant(image[None], tf.int32), blend)[0].numpy()
+
+
+@pytest.mark.parametrize("more", [False, True])
+def test_changes_of_color_equal_pillows(more):
+    image = np.random.default_rng(0).integers(0, 256, (12, 9, 3)).astype(np.uint8)
+    pillow = Image.fromarray(image)
+    factor = 1 + (1 if more else -1) * rand.BLEND / rand.BLEND_UNIT
+    expected = {
+        "_brightness": ImageEnhance.Brightness(pillow).enhance(factor),
+        "_color": ImageEnhance.Color(pillow).enhance(factor),
+        "_contrast": ImageEnhance.Contrast(pillow).enhance(factor),
+        "_sharpness": ImageEnhance.Sharpness(pillow).enhance(factor),
+        "_posterize": ImageOps.posterize(pillow, 7),
+        "_solarize": ImageOps.solarize(pillow, 178),
+        "_autocontrast": ImageOps.autocontrast(pillow),
+    }
+    assert set(expected) == {f.__name__ for f in rand.COLORS}
+    for name, theirs in expected.items():
+        off = np.abs(changed(name, image, more) - np.asarray(theirs).astype(int))
+        assert off.max() <= 1, name  # Pillow rounds blends down
+
+
+def test_moves_of_randaugment_are_shifts_shears_and_turns():
+    """Each move with each sign, on an image that says where each pixel was."""
+    size = 41  # so shifts are of 5.6 pixels
+    rows, columns = np.mgrid[:size, :size]
+    places = tf.constant(np.stack([rows, columns], -1)[None], tf.int32)
+    middle = size // 2
+
+    def at(index, sign, row, column):
+        """Where the pixel at (row, column) from the middle came from; None: from outside."""
+        stay = tf.constant([len(rand.MOVES)])
+        zero = tf.constant([0])
+        moved = rand._moved(places + 1, [tf.constant([index]), stay], [tf.constant([sign]), zero])
+        found = moved[0, middle + row, middle + column].numpy() - 1
+        return None if (found < 0).any() else tuple(map(int, found - middle))
+
+    slope, angle = rand.SHEAR, rand.ANGLE
+    for sign, s in ((0, -1), (1, 1)):
+        assert at(0, sign, 0, 15) == (round(s * slope * 15), 15)
+        assert at(1, sign, 15, 0) == (15, round(s * slope * 15))
+        assert at(2, sign, 0, 3) == (s * 6, 3)
+        assert at(3, sign, 3, 0) == (3, s * 6)
+        assert at(2, sign, s * middle, 0) is None
+        turned = (round(s * np.sin(angle) * 15), round(np.cos(angle) * 15))
+        assert at(4, sign, 0, 15) == turned
+    assert at(len(rand.MOVES), 0, 7, 3) == (7, 3)
+
+
+def test_randaugment_draws_every_change_and_leaves_some_images():
+    images = tf.repeat(some_images(1, 16, 3, tf.uint8), 2000, axis=0)
+    words = augment._random_words([2000, 2 * rand.ROUNDS], SEED)
+    count = len(rand.MOVES) + len(rand.COLORS) + 1
+    chosen = words.numpy()[:, : rand.ROUNDS] % count
+    assert np.bincount(chosen.ravel(), minlength=count).min() > 0.8 * 2000 * rand.ROUNDS / count
+    out = compiled(rand.randaugment, images, words).numpy()
+    same = (out == images.numpy()).all(axis=(1, 2, 3))
+    assert same[(chosen == count - 1).all(axis=1)].all()
+    assert not same[(chosen < len(rand.MOVES)).any(axis=1) & (chosen[:, 0] != chosen[:, 1])].any()

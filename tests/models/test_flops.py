@@ -29,3 +29,11 @@ def test_by_hand():
     x = keras.Sequential([layers.DepthwiseConv2D(3, depth_multiplier=2)])(x)  # 1*1 * 16 * 3*3
     x = layers.Dense(5)(layers.Flatten()(layers.BatchNormalization()(x)))  # 16 * 5
     assert flops.multiply_adds(keras.Model(inputs, x)) == 1296 + 144 + 80
+
+
+def test_attention_by_hand():
+    x = keras.Input((5, 2, 3))
+    logits = keras.ops.einsum("bqhd,bkhd->bhqk", x, x)  # 2 heads * 5 * 5 * 3
+    y = keras.ops.einsum("bhqk,bkhd->bqhd", logits, x)  # the same
+    y = layers.EinsumDense("bqhd,hde->bqe", (5, 4))(y)  # 5 * 4 * (2*3)
+    assert flops.multiply_adds(keras.Model(x, y)) == 150 + 150 + 120

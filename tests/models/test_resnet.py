@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 
-from tfmp.models import MODELS, build
+from tfmp.models import build, resnet
 from tfmp.policies import scope
 
 POLICIES = ("float32", "mixed_float16", "mixed_bfloat16")
@@ -32,7 +32,7 @@ def digits(dtype="uint8", channels=1, size=8):
     return images.astype(dtype)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", resnet.MODELS)
 def test_parameters_equal_the_published_ones(name):
     model = build(name, classes=1000, input_shape=(224, 224, 3))
     trainable = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
@@ -63,7 +63,7 @@ def test_logits_are_float32_and_finite(name, policy):
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("name", sorted(set(MODELS) - {"resnet_small", "resnet18"}))
+@pytest.mark.parametrize("name", sorted(set(resnet.MODELS) - {"resnet_small", "resnet18"}))
 def test_deep_networks_build_under_every_policy(name, policy):
     if name in ("resnet101", "resnet152") and policy != "mixed_float16":
         pytest.skip("resnet50 shows the same in less time")

@@ -257,6 +257,30 @@ def test_convolution_by_one(policy, settings):
     assert ("Conv2D" if "strides" in settings else "MatMul") in found
 
 
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+def test_dense_layers_on_sequences_are_one_product(policy):
+    with policies.scope(policy):
+        model = network(
+            layers.Dense(4, activation="gelu"),
+            layers.EinsumDense("btp,pd->btd", (7, 6), bias_axes="td", activation="relu"),
+            layers.Dense(3, use_bias=False),
+            shape=(7, 5),
+        )
+    compute = model.compute_dtype
+    found = assert_same(model, images((4, 7, 5), dtype=compute), factor=16, dtype=compute)
+    # Else the gradient of the weights is one for each example, and their sum.
+    assert "MatMul" in found and "BatchMatMulV2" not in found
+
+
+def test_dense_layers_on_sequences_of_unknown_length_and_on_vectors():
+    model = network(layers.Dense(3), shape=(None, 5))
+    x = images((4, 7, 5))
+    with fused_layers(model):
+        function = tf.function(model).get_concrete_function(tf.TensorSpec((None, None, 5)))
+    np.testing.assert_allclose(function(x), model(x), rtol=1e-6)
+    assert_same(network(layers.Dense(3), shape=(5,)), images((4, 5)), factor=0)
+
+
 def test_layers_that_are_left_to_keras():
     model = network(
         Normalization(),

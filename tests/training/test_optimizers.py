@@ -66,3 +66,25 @@ def test_only_float16_gets_a_dynamic_scale_but_every_policy_skips(policy, dynami
         np.testing.assert_array_equal(old, variable.numpy())
     assert optimizer.skipped_steps.numpy() == 1
     assert float(loss_scale.scale(optimizer)) == (first / 2 if dynamic else first)
+
+
+def test_biases_with_several_axes_and_embeddings_are_spared_too():
+    inputs = keras.Input((3,), dtype="int32")
+    x = keras.layers.Embedding(5, 4)(inputs)
+    x = keras.layers.EinsumDense("btp,pd->btd", (3, 2), bias_axes="td")(x)
+    model = keras.Model(inputs, x)
+    optimizer = keras.optimizers.AdamW(weight_decay=0.1)
+    optimizers.exclude_from_weight_decay(optimizer, model)
+    decayed = [v.name for v in model.trainable_variables if optimizer._use_weight_decay(v)]
+    assert decayed == ["kernel"]
+
+
+def test_clip_norm_bounds_all_gradients_together():
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    flags = {"warmup_epochs": 0, "weight_decay": 0.0, "learning_rate": 256 / 64, "clip_norm": 0.5}
+    optimizer = optimizers.build(TrainingConfig(**flags), model, 10)
+    before = [v.numpy() for v in model.trainable_variables]
+    optimizer.apply([np.full((1, 1), 3.0), np.full((1,), 4.0)], model.trainable_variables)
+    # Nesterov's first step is (1 + momentum) times the gradient, here (0.3, 0.4).
+    for old, variable, gradient in zip(before, model.trainable_variables, (0.3, 0.4), strict=True):
+        assert float(np.squeeze(old - variable.numpy())) == pytest.approx(1.9 * gradient, rel=1e-5)

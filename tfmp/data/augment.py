@@ -10,6 +10,8 @@ import math
 
 import tensorflow as tf
 
+from tfmp.data import randaugment as rand
+
 # Philox is named because the default differs between XLA and the rest, and so would the draws.
 ALGORITHM = "philox"
 
@@ -49,12 +51,32 @@ def crop_flip(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     return _flipped(_shifted(images, bits, reach=images.shape[1] // 8), bits)
 
 
+def randaugment(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Two of 13 random changes of place or color; see `tfmp.data.randaugment`."""
+    # The last word of the seed is the step: other words than those of a flip or crop before.
+    words = _random_words([tf.shape(images)[0], 2 * rand.ROUNDS], seed + 2**30)
+    return rand.randaugment(images, words)
+
+
+def flip_randaugment(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """`flip`, then `randaugment`."""
+    return randaugment(flip(images, seed), seed)
+
+
+def crop_flip_randaugment(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """`crop_flip`, then `randaugment`."""
+    return randaugment(crop_flip(images, seed), seed)
+
+
 AUGMENTATIONS = {
     "none": none,
     "shift": shift,
     "crop": crop,
     "flip": flip,
     "crop_flip": crop_flip,
+    "randaugment": randaugment,
+    "flip_randaugment": flip_randaugment,
+    "crop_flip_randaugment": crop_flip_randaugment,
 }
 
 

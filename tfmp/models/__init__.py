@@ -11,13 +11,14 @@ from typing import Any
 import keras
 
 from tfmp.errors import UserError
-from tfmp.models import resnet
+from tfmp.models import resnet, vit
 from tfmp.models.weights import load_weights
 
 __all__ = ["MODELS", "build", "load_weights"]
 
 MODELS: dict[str, Callable[..., keras.Model]] = {
     **resnet.MODELS,
+    **vit.MODELS,
 }
 
 
@@ -26,7 +27,6 @@ def build(
     *,
     classes: int,
     input_shape: tuple[int, int, int],
-    stem: str = "auto",
     **options: Any,
 ) -> keras.Model:
     """Builds a model by its name, under the global policy.
@@ -35,8 +35,8 @@ def build(
         name: A key of `MODELS`.
         classes: Number of logits.
         input_shape: (height, width, channels) of an image, in pixels.
-        stem: "auto", "imagenet" or "small"; see `tfmp.models.resnet.resnet`.
-        **options: What else the builder takes, such as `seed`.
+        **options: What else the builder takes, such as `seed`; see `tfmp.models.resnet.resnet`
+            and `tfmp.models.vit.vit`.
 
     Returns:
         A built model: images [batch, height, width, channels] of 0-255, any dtype, to logits
@@ -47,6 +47,4 @@ def build(
     """
     if name not in MODELS:
         raise UserError(f"model: expected one of {', '.join(MODELS)}. Received: {name!r}")
-    return MODELS[name](
-        classes=classes, input_shape=tuple(input_shape), stem=stem, name=name, **options
-    )
+    return MODELS[name](classes=classes, input_shape=tuple(input_shape), name=name, **options)

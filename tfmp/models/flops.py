@@ -1,22 +1,24 @@
-"""Work of a model: the multiply-adds of its convolutions and dense layers."""
+"""Work of a model: the multiply-adds of its convolutions, dense layers and attention."""
 
 import math
+import re
 
 import keras
 from keras import layers
+from keras.src.ops.numpy import Einsum  # it has no public name
 
 DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
 CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
-COUNTED = (layers.Dense, *DEPTHWISE, *CONVOLUTIONS)
+COUNTED = (layers.Dense, layers.EinsumDense, *DEPTHWISE, *CONVOLUTIONS)
 
 
 def multiply_adds(model: keras.Model) -> int:
     """Multiply-adds of the forward pass of one example.
 
-    Convolutions and dense layers only, as published figures count; a layer counts once, so a
-    model that calls one several times has more. A multiply-add is two floating-point operations,
-    and a training step does about three times those of a forward pass: the backward pass computes
-    a gradient of the inputs and one of the weights.
+    Convolutions, dense layers and `keras.ops.einsum` of activations only, as published figures
+    count; a layer counts once, so a model that calls one several times has more. A multiply-add is
+    two floating-point operations, and a training step does about three times those of a forward
+    pass: the backward pass computes a gradient of the inputs and one of the weights.
 
     Args:
         model: Built functional or Sequential model.
@@ -24,11 +26,45 @@ def multiply_adds(model: keras.Model) -> int:
     Returns:
         A count, 4.09e9 for a ResNet-50 of 224 pixels.
     """
-    return sum(
+    of_layers = sum(
         of_layer(layer, layer.output.shape)
         for layer in model._flatten_layers(include_self=False)
         if isinstance(layer, COUNTED)
     )
+    return of_layers + sum(
+        of_einsum(node.operation.subscripts, [x.shape for x in node.input_tensors])
+        for node in einsums(model)
+    )
+
+
+def einsums(model: keras.Model) -> list:
+    """Keras' nodes of `keras.ops.einsum` in a functional model, as attention has them."""
+    by_depth = getattr(model, "_nodes_by_depth", {})
+    nodes = [node for nodes in by_depth.values() for node in nodes]
+    return [node for node in nodes if isinstance(node.operation, Einsum)]
+
+
+def of_einsum(subscripts: str, shapes: list[tuple[int | None, ...]]) -> int:
+    """Multiply-adds of an einsum for one example: one for each combination of its indices.
+
+    Args:
+        subscripts: Such as "bqhd,bkhd->bhqk".
+        shapes: Shapes of what is multiplied; only the batch may be unknown.
+    """
+    terms = subscripts.replace(" ", "").partition("->")[0].split(",")
+    sizes = {
+        index: size
+        for term, shape in zip(terms, shapes, strict=True)
+        for index, size in zip(term, shape, strict=True)
+    }
+    return math.prod(size or 1 for index, size in sizes.items() if index != terms[0][0])
+
+
+def einsum_sizes(layer: layers.EinsumDense) -> tuple[int, int]:
+    """Elements of the layer's kernel along the axes that are summed, and along the others."""
+    _, weights, outputs = re.split(",|->", layer.equation.replace(" ", ""))
+    summed = [n for n, axis in zip(layer.kernel.shape, weights, strict=True) if axis not in outputs]
+    return math.prod(summed), math.prod(layer.kernel.shape) // math.prod(summed)
 
 
 def of_layer(layer: keras.Layer, output_shape: tuple[int | None, ...]) -> int:
@@ -41,6 +77,8 @@ def of_layer(layer: keras.Layer, output_shape: tuple[int | None, ...]) -> int:
     outputs = math.prod(size or 0 for size in output_shape[1:])
     if isinstance(layer, layers.Dense):
         return outputs * layer.kernel.shape[0]
+    if isinstance(layer, layers.EinsumDense):
+        return outputs * einsum_sizes(layer)[0]
     if isinstance(layer, DEPTHWISE):
         return outputs * math.prod(layer.kernel_size)
     if isinstance(layer, CONVOLUTIONS):

@@ -15,20 +15,13 @@ References:
 """
 
 import functools
-import zlib
 from collections.abc import Callable
 
 import keras
 from keras import layers
 
 from tfmp.errors import UserError
-
-# Mean and standard deviation of ImageNet's training images, red, green and blue, of 0-1; the
-# last pair, their averages, serves images of any other number of channels.
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-GENERIC_MEAN = 0.449
-GENERIC_STD = 0.226
+from tfmp.models import parts
 
 # The largest image that gets the 3x3 stem: the ImageNet stem divides the sides by four, which
 # leaves nothing of a CIFAR image (32 px) to the last stages.
@@ -68,12 +61,13 @@ def resnet(
     Raises:
         ValueError: A shape, a number of classes, a block or a stem that can't be.
     """
-    _check(block, depths, widths, classes, input_shape, stem)
+    parts.check(classes, input_shape)
+    _check(block, depths, widths, stem)
     if stem == "auto":
         stem = "small" if min(input_shape[:2]) <= SMALL_IMAGE else "imagenet"
     net = _Layers(seed)
     images = keras.Input(input_shape, name="images")
-    x = _normalize(images, channels=input_shape[-1])
+    x = parts.normalize(images)
     if stem == "imagenet":
         x = net.conv_bn(x, widths[0], 7, stride=2, name="stem_{}", relu=True)
         # After the ReLU a border of zeros is what a border of minus infinity would give.
@@ -103,8 +97,8 @@ class _Layers:
         self._seed = seed
 
     def seed(self, name: str) -> int | None:
-        """The seed of the layer `name`; by its name, so that it doesn't shift with the others."""
-        return None if self._seed is None else zlib.crc32(f"{self._seed}/{name}".encode())
+        """The seed of the layer `name`."""
+        return parts.seed_of(self._seed, name)
 
     def conv_bn(self, x, width, kernel, *, name, stride=1, relu=False, gamma="ones"):
         """Convolution without bias, batch normalization and perhaps a ReLU.
@@ -129,20 +123,6 @@ class _Layers:
             momentum=0.9, epsilon=1e-5, gamma_initializer=gamma, name=name.format("bn")
         )(x)
         return layers.ReLU(name=name.format("relu"))(x) if relu else x
-
-
-def _normalize(images, channels: int):
-    """Images of 0-255 to about zero mean and unit deviation, in float32 under every policy."""
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
-    if channels != len(IMAGENET_MEAN):
-        mean, std = (GENERIC_MEAN,) * channels, (GENERIC_STD,) * channels
-    return layers.Rescaling(
-        scale=[1 / (255 * s) for s in std],
-        offset=[-m / s for m, s in zip(mean, std, strict=True)],
-        dtype="float32",
-        name="normalize",
-    )(images)
 
 
 def _basic(net: _Layers, x, width: int, stride: int, name: str):
@@ -174,7 +154,7 @@ def _join(shortcut, x, name: str):
     return layers.ReLU(name=f"{name}_out")(x)
 
 
-def _check(block, depths, widths, classes, input_shape, stem) -> None:
+def _check(block, depths, widths, stem) -> None:
     if block not in BLOCKS:
         raise UserError(f"block: expected one of {sorted(BLOCKS)}. Received: {block!r}")
     if len(depths) != len(widths) or not depths:
@@ -183,13 +163,6 @@ def _check(block, depths, widths, classes, input_shape, stem) -> None:
         )
     if stem not in STEMS:
         raise UserError(f"stem: expected one of {STEMS}. Received: {stem!r}")
-    if classes < 1:
-        raise UserError(f"classes: expected 1 or more. Received: {classes}")
-    if len(input_shape) != 3 or not all(isinstance(n, int) and n > 0 for n in input_shape):
-        raise UserError(
-            "input_shape: expected (height, width, channels), three positive integers without "
-            f"the batch. Received: {input_shape}"
-        )
 
 
 BLOCKS: dict[str, Callable] = {"basic": _basic, "bottleneck": _bottleneck}

@@ -16,16 +16,16 @@ References:
 """
 
 import dataclasses
+import functools
 import time
 
-from tfmp import cli, distribution, models, policies, training
-from tfmp.data import augment, load, steps_per_epoch
+from tfmp import cli, models
 from tfmp.models import resnet
-from tfmp.training import optimizers, results
+from tfmp.training import classification
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(training.TrainingConfig):
+class Config(classification.ClassifierConfig):
     """Settings of the recipe; the defaults are for the embedded digits."""
 
     model: str = cli.flag(
@@ -40,92 +40,18 @@ class Config(training.TrainingConfig):
         group="Model",
         choices=resnet.STEMS,
     )
-    weights: str | None = cli.flag(
-        None,
-        "File of weights to start from: .keras or .weights.h5 of the same model.",
-        group="Model",
-    )
-    augmentation: str = cli.flag(
-        "auto",
-        "Random changes of the training images; auto: what suits the data.",
-        group="Data",
-        choices=["auto", *augment.AUGMENTATIONS],
-    )
-    mixup: float = cli.flag(
-        0.0, "Alpha of the mixup's Beta distribution; 0: none.", group="Training"
-    )
-
-    def __post_init__(self):
-        """Checks the ranges that the types don't hold."""
-        super().__post_init__()
-        self.check("mixup", lambda value: value >= 0, "0 or more")
 
 
 def prepare(config):
     """All that comes before the first step: (session, data, compiled classifier, epoch's steps)."""
-    # --- what it runs on
-    session = training.start("resnet", config)
-    # --- data
-    data = load(
-        config.dataset,
-        data_dir=config.data_dir,
-        manual_dir=config.manual_dir,
-        validation_fraction=config.validation_fraction,
-        image_size=config.image_size,
-    )
-    epoch_steps = steps_per_epoch(
-        data.sizes["train"], config.batch_size, config.steps_per_execution
-    )
-    # --- model
-    with session.strategy.scope():
-        with policies.scope(session.policy):
-            model = models.build(
-                config.model,
-                classes=len(data.class_names),
-                input_shape=data.input_shape,
-                stem=config.stem,
-            )
-        if config.float32_layers:
-            model = policies.set_policy(
-                model, policies.load(config.float32_layers, expected_policy=session.policy)
-            )
-        if config.weights:
-            models.load_weights(model, config.weights)
-        if config.sync_batch_norm:
-            distribution.synchronize_batch_norm(model)
-        # --- training step
-        augmentation = data.augmentation if config.augmentation == "auto" else config.augmentation
-        classifier = training.Classifier(
-            model,
-            augment.AUGMENTATIONS[augmentation],
-            seed=config.seed,
-            label_smoothing=config.label_smoothing,
-            mixup=config.mixup,
-        )
-        training.compile_classifier(
-            classifier,
-            optimizers.build(config, model, epoch_steps),
-            jit_compile=session.jit_compile,
-            fused_layers=session.fused_layers,
-            steps_per_execution=config.steps_per_execution,
-            microbatches=config.gradient_accumulation_steps,
-            remat=config.remat,
-        )
-    return session, data, classifier, epoch_steps
+    build = functools.partial(models.build, config.model, stem=config.stem)
+    return classification.prepare("resnet", config, build)
 
 
 def run(config):
     """Trains and evaluates as `config` says; returns the dict in `results.json`."""
     began = time.perf_counter()
-    session, data, classifier, epoch_steps = prepare(config)
-    # --- train, evaluate, write
-    results.announce(session, config, data, classifier, epoch_steps)
-    hint = f"Go on with the same flags and --resume --workdir={session.workdir}."
-    with session.power() as power:
-        fitted = training.fit(
-            classifier, data, config, session.workdir, resume_hint=hint, power=power
-        )
-    return results.finish(session, config, data, classifier, fitted, began)
+    return classification.run(config, prepare(config), began)
 
 
 if __name__ == "__main__":

@@ -64,8 +64,8 @@ class TrainingConfig:
     )
     fused_layers: Literal["auto", "true", "false"] = flag(
         "auto",
-        "Run BatchNorm, pooling and 1x1 convolutions in fewer passes over memory; auto: where XLA "
-        "compiles for a GPU.",
+        "Run BatchNorm, pooling, 1x1 convolutions and dense layers on sequences in fewer passes "
+        "over memory; auto: where XLA compiles for a GPU.",
         group="Precision",
     )
 
@@ -102,8 +102,14 @@ class TrainingConfig:
     )
     weight_decay: float = flag(
         5e-2,
-        "Decoupled weight decay, multiplied by the learning rate; none on biases and "
-        "normalization.",
+        "Decoupled weight decay, multiplied by the learning rate; none on biases, normalization "
+        "and embeddings.",
+        group="Training",
+    )
+    clip_norm: float = flag(
+        0.0,
+        "Largest norm of all gradients together, above which they are scaled down to it; 0: no "
+        "limit.",
         group="Training",
     )
     label_smoothing: float = flag(
@@ -175,8 +181,8 @@ class TrainingConfig:
         positive = "epochs batch_size image_size gradient_accumulation_steps steps_per_execution"
         for name in positive.split():
             self.check(name, lambda value: value > 0, "above 0")
-        natural = "save_every_steps early_stopping warmup_epochs weight_decay price_per_hour"
-        for name in natural.split():
+        natural = "save_every_steps early_stopping warmup_epochs weight_decay clip_norm"
+        for name in (*natural.split(), "price_per_hour"):
             self.check(name, lambda value: value >= 0, "0 or more")
         self.check("validation_fraction", lambda value: 0 <= value <= 0.5, "from 0 to 0.5")
         self.check("label_smoothing", lambda value: 0 <= value < 1, "from 0 to below 1")

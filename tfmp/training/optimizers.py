@@ -44,7 +44,8 @@ def build(config, model, steps_per_epoch):
 
     Args:
         config: A `TrainingConfig`.
-        model: Built Keras model: its biases and normalization weights get no weight decay.
+        model: Built Keras model: its biases, normalization weights and embeddings get no weight
+            decay.
         steps_per_epoch: Training steps of an epoch.
 
     Returns:
@@ -53,6 +54,7 @@ def build(config, model, steps_per_epoch):
     optimizer = OPTIMIZERS[config.optimizer](
         learning_rate=learning_rate(config, steps_per_epoch),
         weight_decay=config.weight_decay or None,
+        global_clipnorm=config.clip_norm or None,
         use_ema=bool(config.ema),
         ema_momentum=config.ema or 0.99,
     )
@@ -63,12 +65,19 @@ def build(config, model, steps_per_epoch):
 
 
 def exclude_from_weight_decay(optimizer, model):
-    """Spares biases and normalization weights; a Keras optimizer's config doesn't hold that.
+    """Spares all that is no kernel; a Keras optimizer's config doesn't hold that.
+
+    That is vectors, such as those of normalization, and what has more axes but is a bias (of
+    attention's heads, or of each position) or an embedding.
 
     Args:
         optimizer: Keras optimizer without loss scaling, before it is built.
         model: Built Keras model.
     """
     if optimizer.weight_decay:
-        small = [v for v in model.trainable_variables if len(v.shape) < 2]
-        optimizer.exclude_from_weight_decay(var_list=small)
+        spared = [
+            v
+            for v in model.trainable_variables
+            if len(v.shape) < 2 or v.name in ("bias", "embeddings")
+        ]
+        optimizer.exclude_from_weight_decay(var_list=spared)

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import re
 
 import keras
 import tensorflow as tf
@@ -73,6 +72,7 @@ def of_model(model):
         function = tf.function(lambda x: model(x, training=True), autograph=False)
         outputs = keras.tree.flatten(function.get_concrete_function(specs).structured_outputs)
     _note_fixed(found, model.inputs, outputs)
+    found += map(_einsum, flops.einsums(model))
     return {
         "calls": found,
         "multiply_adds": sum(call["multiply_adds"] for call in found),
@@ -119,6 +119,20 @@ def _call(layer, inputs, outputs):
     return record
 
 
+def _einsum(node):
+    """The record of a product of activations, which no layer makes."""
+    shapes = [x.shape for x in node.input_tensors]
+    return {
+        "name": node.operation.name,
+        "type": "einsum",
+        "dtype": node.outputs[0].dtype,
+        "multiply_adds": flops.of_einsum(node.operation.subscripts, shapes),
+        "inputs": sum(map(_elements, shapes)),
+        "outputs": _elements(node.outputs[0].shape),
+        "passes": PRODUCT,
+    }
+
+
 def _elements(shape):
     return math.prod(size or 1 for size in shape[1:])
 
@@ -128,8 +142,7 @@ def _sizes(layer):
     if isinstance(layer, layers.Dense):
         return tuple(layer.kernel.shape)
     if isinstance(layer, layers.EinsumDense):
-        summed, kept = _einsum_sizes(layer)
-        return summed, kept
+        return flops.einsum_sizes(layer)
     if isinstance(layer, TRANSPOSED):
         return layer.kernel.shape[-1], layer.kernel.shape[-2]
     if isinstance(layer, SEPARABLE):
@@ -139,16 +152,7 @@ def _sizes(layer):
     return None
 
 
-def _einsum_sizes(layer):
-    """Elements of an EinsumDense's kernel along the axes that are summed, and along the others."""
-    _, weights, outputs = re.split(",|->", layer.equation.replace(" ", ""))
-    summed = [n for n, axis in zip(layer.kernel.shape, weights, strict=True) if axis not in outputs]
-    return math.prod(summed), math.prod(layer.kernel.shape) // math.prod(summed)
-
-
 def _multiply_adds(layer, input_shape, output_shape):
-    if isinstance(layer, layers.EinsumDense):
-        return _elements(output_shape) * _einsum_sizes(layer)[0]
     if isinstance(layer, TRANSPOSED):
         return _elements(input_shape) * math.prod(layer.kernel.shape[:-1])
     if isinstance(layer, SEPARABLE):

@@ -13,7 +13,7 @@ from tfmp.commands.benchmark import rows, session
 from tfmp.errors import UserError
 
 # What to look at on an accelerator, where a recipe's own default is too small to fill it.
-LARGE_MODELS = {"resnet": "resnet50"}
+LARGE_MODELS = {"resnet": "resnet50", "vit": "vit_small"}
 # Windows of a probe; their median counts.
 WINDOWS = 3
 # A card of 24 GB holds a step of ResNet-50 at 224 px and batch 256 (19.6 GiB in float32) only

@@ -1,0 +1,54 @@
+"""What the builders share: checks, normalized images, and seeds by name."""
+
+import zlib
+
+from keras import layers
+
+from tfmp.errors import UserError
+
+# Mean and standard deviation of ImageNet's training images, red, green and blue, of 0-1; the
+# last pair, their averages, serves images of any other number of channels.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+GENERIC_MEAN = 0.449
+GENERIC_STD = 0.226
+
+
+def check(classes: int, input_shape: tuple[int, int, int]) -> None:
+    """Raises a `UserError` unless there can be a classifier of such images.
+
+    Args:
+        classes: Number of logits.
+        input_shape: (height, width, channels) of an image, in pixels.
+    """
+    if classes < 1:
+        raise UserError(f"classes: expected 1 or more. Received: {classes}")
+    if len(input_shape) != 3 or not all(isinstance(n, int) and n > 0 for n in input_shape):
+        raise UserError(
+            "input_shape: expected (height, width, channels), three positive integers without "
+            f"the batch. Received: {input_shape}"
+        )
+
+
+def normalize(images):
+    """Images of 0-255 to about zero mean and unit deviation, in float32 under every policy.
+
+    Args:
+        images: `keras.KerasTensor` [batch, height, width, channels].
+    """
+    channels = images.shape[-1]
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    if channels != len(IMAGENET_MEAN):
+        mean, std = (GENERIC_MEAN,) * channels, (GENERIC_STD,) * channels
+    return layers.Rescaling(
+        scale=[1 / (255 * s) for s in std],
+        offset=[-m / s for m, s in zip(mean, std, strict=True)],
+        dtype="float32",
+        name="normalize",
+    )(images)
+
+
+def seed_of(seed: int | None, name: str) -> int | None:
+    """The seed of the layer `name`; by its name, so that it doesn't shift with the others."""
+    return None if seed is None else zlib.crc32(f"{seed}/{name}".encode())
