@@ -2,13 +2,14 @@
 
 import os
 import pathlib
-import signal
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 
+from tfmp import __main__
 from tfmp.commands.benchmark import children
 
 
@@ -72,33 +73,18 @@ def test_the_time_limit_ends_the_whole_process_group(tmp_path):
     assert wait_until(lambda: not is_alive(int(file.read_text())))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_and_sigterm_end_the_children(tmp_path, number):
-    """The whole command, with a peer that never ends; its own child is played by the same."""
+def test_ctrl_c_and_sigterm_end_the_children(tmp_path, monkeypatch, capsys, signal_once):
+    """The whole command, whose child is played by one that never ends."""
     file = tmp_path / "pid"
     endless = tmp_path / "python"
     endless.write_text(f"#!{sys.executable}\n" + FAMILY.replace("FILE", repr(str(file))))
     endless.chmod(0o755)
-    code = (
-        "import sys; from tfmp.commands.benchmark import children; import tfmp.__main__ as m; "
-        f"children.sys = type(sys)('sys'); children.sys.executable = {str(endless)!r}; "
-        f"m.main(['benchmark', '--output={tmp_path / 'out.json'}'])"
-    )
-    root = pathlib.Path(__file__).parents[2]
-    process = subprocess.Popen(
-        [sys.executable, "-c", code],
-        env=os.environ | {"PYTHONPATH": str(root)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A shell's background job ignores Ctrl-C, and so would the child of one.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    assert wait_until(lambda: file.exists() and file.read_text())
-    process.send_signal(number)
-    _, err = process.communicate(timeout=20)
-    assert process.returncode == 130
-    assert "error: interrupted" in err and "Traceback" not in err
+    monkeypatch.setattr(children, "sys", types.SimpleNamespace(executable=str(endless)))
+    signal_once(lambda: file.exists() and file.read_text())
+    with pytest.raises(SystemExit) as ended:
+        __main__.main(["benchmark", f"--output={tmp_path / 'out.json'}"])
+    assert ended.value.code == 130
+    assert "error: interrupted" in (err := capsys.readouterr().err) and err.count("\n") == 1
     assert wait_until(lambda: not is_alive(int(file.read_text())))
 
 

@@ -3,12 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import os
-import pathlib
-import signal
-import subprocess
-import sys
-import time
 import types
 
 import numpy as np
@@ -19,7 +13,6 @@ from tfmp.commands import parity, robustness
 from tfmp.commands.parity import report, runs, shifts
 from tfmp.evaluation import Predictions
 
-ROOT = pathlib.Path(__file__).parents[2]
 NAMES = ["cat", "dog", "owl"]
 
 
@@ -266,37 +259,24 @@ def test_a_finished_run_is_reused_only_if_it_is_the_same(tmp_path):
         runs.plan(config, tmp_path)
 
 
-FAMILY = """
+CHILD = """
 import pathlib, signal, sys, time
+def save(*_):
+    pathlib.Path({file!r}).write_text("saved")
+    sys.exit(75)
+signal.signal(signal.SIGTERM, save)
 pathlib.Path({file!r}).write_text("here")
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
 time.sleep(60)
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_training_saves_first(tmp_path, number):
+def test_a_stopped_training_saves_first(tmp_path, signal_once):
     file = tmp_path / "started"
-    code = (
-        "import pathlib; from tfmp import cli; from tfmp.commands.parity import runs\n"
-        f"words = ['-c', {FAMILY.format(file=str(file))!r}]\n"
-        "try:\n"
-        f"    runs.run_python(words, pathlib.Path({str(tmp_path / 'log')!r}))\n"
-        "except runs.StoppedError as error:\n"
-        "    raise SystemExit(error.exit_status)\n"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        # A shell's background job ignores Ctrl-C, and so would the child of one.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    until = time.monotonic() + 60
-    while not file.exists() and time.monotonic() < until:
-        time.sleep(0.05)
-    time.sleep(0.2)
-    process.send_signal(number)
-    assert process.wait(30) == 75
+    signal_once(file.exists)
+    with pytest.raises(errors.StoppedError) as ended:
+        runs.run_python(["-c", CHILD.format(file=str(file))], tmp_path / "log")
+    assert ended.value.exit_status == 75
+    assert file.read_text() == "saved"
 
 
 def test_what_a_child_says_is_passed_on(tmp_path):
@@ -310,7 +290,8 @@ def test_what_a_child_says_is_passed_on(tmp_path):
 
 
 def test_a_run_is_trained_and_evaluated(tmp_path, capsys):
-    words = [f"--workdir={tmp_path}", "--reference=mixed_bfloat16", "--recipe_flags=--epochs=1"]
+    words = [f"--workdir={tmp_path}", "--reference=mixed_bfloat16"]
+    words.append("--recipe_flags=--epochs=1,--batch_size=256")
     config = cli.parse(parity.Config, words)
     plan = runs.plan(config, tmp_path)[1]
     runs.train(plan)

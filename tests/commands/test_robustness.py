@@ -266,8 +266,9 @@ def test_half_precision_that_masks_gradients_is_found(sure, tmp_path, capsys, re
 
 
 def test_attacks_are_the_same_again(trained, tmp_path, capsys):
+    flags = [*ATTACKS, "--linf=16", "--attack_examples=40"]
     found = [
-        run(str(trained), *ATTACKS, f"--seed={seed}", f"--workdir={tmp_path / name}")["adversarial"]
+        run(str(trained), *flags, f"--seed={seed}", f"--workdir={tmp_path / name}")["adversarial"]
         for name, seed in [("a", 0), ("b", 0), ("c", 2**40)]
     ]
     assert found[0] == found[1] != found[2]
@@ -299,8 +300,9 @@ def test_weights_that_are_not_finite(trained, tmp_path, capsys):
     kernel = model.layers[-1].kernel
     kernel.assign(np.full_like(kernel.numpy(), np.nan))
     model.save(tmp_path / "nan.keras")
-    flags = ["--dataset=digits", "--l2=", "--linf=8", "--steps=2", f"--workdir={tmp_path / 'out'}"]
+    flags = ["--dataset=digits", "--l2=", "--linf=8", "--steps=2", "--attack_examples=40"]
     flags += ["--corruptions=contrast", "--severities=1", f"--cache_dir={tmp_path / 'cache'}"]
+    flags.append(f"--workdir={tmp_path / 'out'}")
     with pytest.raises(errors.NonFiniteError, match="360 of 360 test images") as ended:
         run(str(tmp_path / "nan.keras"), *flags)
     assert ended.value.exit_status == 3

@@ -9,7 +9,6 @@ With TFMP_TEST_DEVICE=GPU in the environment the replicas are GPUs, which NCCL j
 """
 
 import functools
-import gc
 import os
 import pathlib
 import signal
@@ -35,7 +34,6 @@ def pytest_configure(config):
 
 
 if IN_CHILD in os.environ:
-    gc.disable()  # a third of the time, among TensorFlow's many objects
     tf.config.set_logical_device_configuration(
         tf.config.list_physical_devices("CPU")[0],
         [tf.config.LogicalDeviceConfiguration()] * int(os.environ[IN_CHILD]),
@@ -65,8 +63,6 @@ def run_python(*command, replicas=2):
     environment = os.environ | {IN_CHILD: str(replicas)}
     if DEVICE == "GPU":
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, range(replicas)))
-    else:  # XLA's machine code isn't optimized: its compiling takes most of the time.
-        environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
     process = subprocess.Popen(
         words,
         stdout=subprocess.PIPE,

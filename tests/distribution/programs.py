@@ -2,11 +2,14 @@
 
 import contextlib
 import functools
+import gc
 import json
 import os
 import signal
 import sys
 import warnings
+
+gc.disable()  # as in tests/conftest.py
 
 import keras
 import numpy as np

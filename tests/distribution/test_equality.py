@@ -263,15 +263,16 @@ def test_steps_per_execution_changes_no_bit(strategy, replicas):
     """5 steps an epoch end within an execution of 2 and within one of 3."""
     x, y = images(5 * BATCH)
     states, logs = [], []
-    for steps in (1, 2, 3):
+    executions = (1, 2, 3) if replicas == 1 else (1, 3)  # (of several they are slow to trace)
+    for steps in executions:
         model = make(strategy if replicas == 2 else NONE, steps_per_execution=steps)
         tfmp.accelerate(model, jit_compile=False)
         logs.append(fit(model, x, y, epochs=2, validation_data=(x, y)))
         states.append({name.split()[0]: value for name, value in snapshot(model).items()})
         assert model.optimizer.iterations.numpy() == 10
-    for other in (1, 2):
-        assert_same(states[0], states[other])
-        assert logs[0] == logs[other]
+    for state, log in zip(states[1:], logs[1:], strict=True):
+        assert_same(states[0], state)
+        assert logs[0] == log
 
 
 def test_frozen_weights_stay_as_they_were(strategy):

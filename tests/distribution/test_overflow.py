@@ -18,7 +18,7 @@ from helpers import (
 import tfmp
 from tfmp import loss_scale, policies
 
-REPLICAS = [pytest.param(n, marks=pytest.mark.replicas(n)) for n in (2, 4)]
+REPLICAS = [pytest.param(n, marks=pytest.mark.replicas(n)) for n in (2, 3)]
 SHARE = 4  # examples of each replica
 SCALE = 2.0**10
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

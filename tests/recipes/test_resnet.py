@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -50,7 +51,7 @@ def test_with_no_flags_it_trains_in_mixed_float16(tmp_path):
         text=True,
         timeout=300,
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""},  # code as a user has it
     )
     seconds = time.perf_counter() - start
     assert ended.returncode == 0, ended.stderr
@@ -82,16 +83,6 @@ def test_with_no_flags_it_trains_in_mixed_float16(tmp_path):
     assert "Epoch 1/" in ended.stdout and "test accuracy" in ended.stdout
     files = "checkpoints config.json curves.png metrics.csv model.json model.keras results.json"
     assert {path.name for path in workdir.iterdir()} == set(files.split())
-
-
-def test_the_compile_cache_is_set_before_tensorflow_reads_it(tmp_path):
-    home, workdir = tmp_path / "cache", tmp_path / "run"
-    flags = ["--jit_compile=true", "--compile_cache=true", f"--workdir={workdir}"]
-    ended = run_recipe(*QUICK, *flags, XDG_CACHE_HOME=str(home), TF_XLA_FLAGS="")
-    assert ended.returncode == 0, ended.stderr
-    cache = read_results(workdir)["compile_cache"]
-    assert cache["enabled"] is True and cache["programs_found"] == 0
-    assert cache["programs_added"] == len(list(home.glob("tfmp/xla/*/*.pb"))) > 0
 
 
 def test_results_say_what_was_in_force(tmp_path):
@@ -159,11 +150,28 @@ def test_remat(tmp_path):
         quick(tmp_path / "other", *flags, "--remat", "--jit_compile=false")
 
 
-def test_the_model_loads_without_tfmp(tmp_path):
-    results = quick(tmp_path / "run", "--policy=mixed_bfloat16", "--jit_compile=false")
+@pytest.fixture(scope="module")
+def half(tmp_path_factory):
+    """The folder of a short run in bfloat16."""
+    before = keras.config.dtype_policy()
+    workdir = tmp_path_factory.mktemp("half") / "run"
+    quick(workdir, "--policy=mixed_bfloat16", "--jit_compile=false")
+    assert keras.config.dtype_policy() == before
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def plain(half, tmp_path_factory):
+    """The folder of a short run in float32, made right behind the one in bfloat16."""
+    workdir = tmp_path_factory.mktemp("plain") / "run"
+    quick(workdir)
+    return workdir
+
+
+def test_the_model_loads_without_tfmp(half, tmp_path):
     code = (
         "import sys, keras, sklearn.datasets as d, numpy as np;"
-        f"model = keras.saving.load_model({str(tmp_path / 'run' / 'model.keras')!r});"
+        f"model = keras.saving.load_model({str(half / 'model.keras')!r});"
         "digits = d.load_digits();"
         "x = np.round(digits.images[-360:, :, :, None] * 255 / 16).astype('uint8');"
         "logits = model.predict(x, verbose=0);"
@@ -175,17 +183,14 @@ def test_the_model_loads_without_tfmp(tmp_path):
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=env
     )
     assert out.returncode == 0, out.stderr
-    assert float(out.stdout) == pytest.approx(results["final"]["test_accuracy"], abs=2 / 360)
+    accuracy = read_results(half)["final"]["test_accuracy"]
+    assert float(out.stdout) == pytest.approx(accuracy, abs=2 / 360)
 
 
-def test_two_recipes_in_one_process_leave_no_trace(tmp_path):
-    before = keras.config.dtype_policy()
-    first = quick(tmp_path / "a", "--policy=mixed_bfloat16", "--jit_compile=false")
-    assert keras.config.dtype_policy() == before
-    second = quick(tmp_path / "b")
-    alone = quick(tmp_path / "c")
+def test_two_recipes_in_one_process_leave_no_trace(half, plain, tmp_path):
+    first, second = read_results(half), read_results(plain)
     assert (first["policy"], second["policy"]) == ("mixed_bfloat16", "float32")
-    assert second["final"] == alone["final"]
+    assert second["final"] == quick(tmp_path / "run")["final"]
 
 
 def test_float32_layers(tmp_path):
@@ -206,11 +211,10 @@ def test_a_file_of_float32_layers_for_another_policy_is_refused(tmp_path):
         quick(tmp_path / "run", f"--float32_layers={file}")
 
 
-def test_training_starts_from_given_weights(tmp_path):
-    quick(tmp_path / "a")
-    weights = f"--weights={tmp_path / 'a' / 'model.keras'}"
+def test_training_starts_from_given_weights(plain, tmp_path):
+    weights = f"--weights={plain / 'model.keras'}"
     quick(tmp_path / "b", weights, "--learning_rate=1e-12", "--seed=1")
-    first, again = (keras.saving.load_model(tmp_path / run / "model.keras") for run in "ab")
+    first, again = (keras.saving.load_model(x / "model.keras") for x in (plain, tmp_path / "b"))
     for one, other in zip(first.trainable_variables, again.trainable_variables, strict=True):
         np.testing.assert_allclose(one.numpy(), other.numpy(), atol=1e-6)
     with pytest.raises(errors.UserError, match="don't fit resnet18"):
@@ -224,21 +228,20 @@ def test_training_starts_from_given_weights(tmp_path):
         quick(tmp_path / "f", f"--weights={tmp_path / 'damaged.keras'}")
 
 
-def test_a_finished_run_is_not_overwritten(tmp_path):
-    quick(tmp_path)
+def test_a_finished_run_is_not_overwritten(plain):
     for flags in ([], ["--resume"]):
         with pytest.raises(errors.UserError, match="holds a finished run"):
-            quick(tmp_path, *flags)
+            quick(plain, *flags)
 
 
-def test_an_interrupted_run_is_resumed_only_when_asked_and_with_its_settings(tmp_path):
-    quick(tmp_path)
-    (tmp_path / "results.json").unlink()
+def test_an_interrupted_run_is_resumed_only_when_asked_and_with_its_settings(plain, tmp_path):
+    workdir = shutil.copytree(plain, tmp_path / "run")
+    (workdir / "results.json").unlink()
     with pytest.raises(errors.UserError, match="holds an interrupted run"):
-        quick(tmp_path)
+        quick(workdir)
     with pytest.raises(errors.UserError, match="--seed was 0 and is 1"):
-        quick(tmp_path, "--resume", "--seed=1")
-    resumed = quick(tmp_path, "--resume", "--compile_cache=false", "--price_per_hour=36")
+        quick(workdir, "--resume", "--seed=1")
+    resumed = quick(workdir, "--resume", "--compile_cache=false", "--price_per_hour=36")
     assert resumed["epochs"] == 2
     # All of the cost is from before, and so is its price.
     assert resumed["cost"]["price"] == pytest.approx(resumed["cost"]["seconds"] / 100)
@@ -290,60 +293,80 @@ def test_a_users_mistake_is_one_line_and_status_2(tmp_path, monkeypatch, capsys,
     assert not list(tmp_path.iterdir()), "a mistake left something behind"
 
 
-def test_non_finite_training_ends_with_status_3(tmp_path):
-    ended = run_recipe(
-        *QUICK, "--learning_rate=1e30", "--warmup_epochs=0", f"--workdir={tmp_path}/r"
-    )
-    assert ended.returncode == 3, ended.stderr
-    assert ended.stderr.count("error: Training became non-finite") == 1
-    assert "Traceback" not in ended.stderr
+def test_non_finite_training_ends_with_status_3(tmp_path, capsys):
+    flags = [*QUICK, "--learning_rate=1e30", "--warmup_epochs=0", f"--workdir={tmp_path}/r"]
+    with pytest.raises(SystemExit) as ended:
+        cli.run(resnet.Config, resnet.run, flags)
+    err = capsys.readouterr().err
+    assert ended.value.code == 3
+    assert err.startswith("error: Training became non-finite") and err.count("\n") == 1
     assert not (tmp_path / "r" / "results.json").exists()
 
 
-KILL_FLAGS = [
-    *["--epochs=3", "--batch_size=32", "--deterministic", "--seed=7", "--save_every_steps=5"],
-    *["--ema=0.9", "--mixup=0.1", "--measure_inference=false"],
+STOPPED = [
+    *["--epochs=2", "--warmup_epochs=1", "--batch_size=32", "--deterministic", "--seed=7"],
+    *["--save_every_steps=5", "--ema=0.9", "--mixup=0.1", "--measure_inference=false"],
 ]
+SEVERAL = """
+import json, sys
+from tfmp import cli
+from tfmp.recipes import resnet
+for flags in json.loads(sys.argv[1]):
+    cli.run(resnet.Config, resnet.run, flags)
+"""
+
+
+def stop(words, number, saved, **env):
+    """Sends a signal to a program once a file is there; returns exit status and stderr."""
+    program = subprocess.Popen(
+        [sys.executable, *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | env,
+    )
+    deadline = time.monotonic() + 300
+    while not saved.exists() and program.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    program.send_signal(number)
+    _, err = program.communicate(timeout=120)
+    return program.returncode, err
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("uninterrupted") / "run"
-    ended = run_recipe(*KILL_FLAGS, f"--workdir={workdir}")
+def stopped(tmp_path_factory):
+    """The folder of the runs `whole` and `parts`, the latter in three processes."""
+    folder = tmp_path_factory.mktemp("stopped")
+    whole, parts = ([*STOPPED, f"--workdir={folder / name}"] for name in ("whole", "parts"))
+    # In the middle of the first epoch of 40 steps, and in that of the second.
+    saved = [folder / "parts" / "checkpoints" / f"ckpt-{step}.index" for step in (25, 55)]
+    words = ["-c", SEVERAL, json.dumps([[*whole, "--compile_cache=true"], parts])]
+    cache = {"XDG_CACHE_HOME": str(folder / "cache"), "TF_XLA_FLAGS": ""}
+    status, err = stop(words, signal.SIGKILL, saved[0], **cache)
+    assert status == -signal.SIGKILL, err
+    words = ["-m", "tfmp.recipes.resnet", *parts, "--resume"]
+    status, err = stop(words, signal.SIGTERM, saved[1])
+    assert status == 75 and "Go on with the same flags and --resume" in err
+    assert not (folder / "parts" / "results.json").exists()
+    ended = run_recipe(*parts, "--resume")
     assert ended.returncode == 0, ended.stderr
-    return workdir
+    return folder
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_killed_in_the_middle_of_an_epoch_and_resumed_it_is_the_same_run(
-    uninterrupted, tmp_path, number
-):
-    flags = [*KILL_FLAGS, f"--workdir={tmp_path / 'part'}"]
-    killed = subprocess.Popen(
-        [sys.executable, "-m", "tfmp.recipes.resnet", *flags],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + 300
-    wanted = tmp_path / "part" / "checkpoints" / "ckpt-55.index"  # of 40 steps an epoch
-    while not wanted.exists() and killed.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
-    killed.send_signal(number)
-    _, err = killed.communicate(timeout=120)
-    if number == signal.SIGTERM:
-        assert killed.returncode == 75
-        assert "Go on with the same flags and --resume" in err
-    else:
-        assert killed.returncode == -signal.SIGKILL
-    assert not (tmp_path / "part" / "results.json").exists()
-    resumed = run_recipe(*flags, "--resume")
-    assert resumed.returncode == 0, resumed.stderr
-    runs = (uninterrupted, tmp_path / "part")
+def test_killed_and_stopped_in_the_middle_of_epochs_and_resumed_it_is_the_same_run(stopped):
+    runs = (stopped / "whole", stopped / "parts")
     a, b = (keras.saving.load_model(run / "model.keras") for run in runs)
     for one, other in zip(a.get_weights(), b.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
     assert read_results(runs[0])["final"] == read_results(runs[1])["final"]
+
+
+def test_the_compile_cache_is_set_before_tensorflow_reads_it(stopped):
+    cache = read_results(stopped / "whole")["compile_cache"]
+    assert cache["enabled"] is True and cache["programs_found"] == 0
+    end = (stopped / "whole" / "results.json").stat().st_mtime
+    written = [path.stat().st_mtime for path in stopped.glob("cache/tfmp/xla/*/*.pb")]
+    assert cache["programs_added"] == sum(time <= end for time in written) > 0
 
 
 @pytest.mark.slow

@@ -34,7 +34,7 @@ def tiny_model():
     return build_tiny_model()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_classifier():
     """A function of a policy and a config that returns a compiled `Classifier`."""
 

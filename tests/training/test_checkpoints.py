@@ -1,5 +1,7 @@
 """Every kind of state survives a round trip; damage is one clear error."""
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -16,6 +18,15 @@ def trained(make_classifier, digits, folder, steps=3):
     checkpoints = Checkpoints(folder, classifier)
     classifier.fit(digits.train(32, seed=0), steps_per_epoch=steps, verbose=0, shuffle=False)
     return classifier, checkpoints
+
+
+@pytest.fixture(scope="module")
+def saved(make_classifier, digits, tmp_path_factory):
+    """A folder with a checkpoint of step 3."""
+    folder = tmp_path_factory.mktemp("saved")
+    _, checkpoints = trained(make_classifier, digits, folder)
+    checkpoints.save()
+    return folder
 
 
 def state(classifier):
@@ -69,28 +80,24 @@ def test_the_same_step_is_saved_once_and_two_are_kept(make_classifier, digits, t
     assert sorted(p.name for p in tmp_path.glob("*.index")) == ["ckpt-4.index", "ckpt-5.index"]
 
 
-def test_a_damaged_checkpoint_is_named(make_classifier, digits, tmp_path):
-    _, checkpoints = trained(make_classifier, digits, tmp_path)
-    checkpoints.save()
-    (data,) = tmp_path.glob("*.data-*")
+def test_a_damaged_checkpoint_is_named(make_classifier, saved, tmp_path):
+    folder = shutil.copytree(saved, tmp_path / "copy")
+    (data,) = folder.glob("*.data-*")
     data.write_bytes(data.read_bytes()[:100])
     with pytest.raises(TfmpError, match="ckpt-3: it is damaged"):
-        Checkpoints(tmp_path, make_classifier("mixed_float16", CONFIG)).restore()
+        Checkpoints(folder, make_classifier("mixed_float16", CONFIG)).restore()
 
 
-def test_a_damaged_list_of_checkpoints_is_no_new_start(make_classifier, digits, tmp_path):
-    _, checkpoints = trained(make_classifier, digits, tmp_path)
-    checkpoints.save()
-    (tmp_path / "checkpoint").unlink()
+def test_a_damaged_list_of_checkpoints_is_no_new_start(make_classifier, saved, tmp_path):
+    folder = shutil.copytree(saved, tmp_path / "copy")
+    (folder / "checkpoint").unlink()
     with pytest.raises(TfmpError, match="'checkpoint' there"):
-        Checkpoints(tmp_path, make_classifier("mixed_float16", CONFIG)).restore()
+        Checkpoints(folder, make_classifier("mixed_float16", CONFIG)).restore()
 
 
-def test_a_checkpoint_of_another_model_is_refused(make_classifier, digits, tmp_path):
-    _, checkpoints = trained(make_classifier, digits, tmp_path)
-    checkpoints.save()
+def test_a_checkpoint_of_another_model_is_refused(make_classifier, saved):
     with pytest.raises(TfmpError, match="of another model"):
-        Checkpoints(tmp_path, make_classifier("float32")).restore()
+        Checkpoints(saved, make_classifier("float32")).restore()
 
 
 def test_a_full_disk_keeps_the_former_checkpoint(make_classifier, digits, tmp_path, monkeypatch):

@@ -34,17 +34,21 @@ def weights(classifier):
 
 
 @pytest.mark.parametrize(
-    ("policy", "changes"),
+    ("policy", "changes", "steps"),  # where it is stopped: in an epoch, or at the end of one of 4
     [
-        ("float32", {}),
-        ("mixed_float16", {"jit_compile": "true"}),
-        ("mixed_bfloat16", {"ema": 0.9}),
-        ("mixed_float16", {"ema": 0.9, "gradient_accumulation_steps": 2, "optimizer": "adamw"}),
-        ("float32", {"steps_per_execution": 2}),
-        ("float32", {"optimizer": "lamb", "validation_fraction": 0.0}),
+        ("float32", {}, (4, 6)),
+        ("mixed_float16", {"jit_compile": "true"}, (6,)),
+        ("mixed_bfloat16", {"ema": 0.9}, (6,)),
+        (
+            "mixed_float16",
+            {"ema": 0.9, "gradient_accumulation_steps": 2, "optimizer": "adamw"},
+            (6,),
+        ),
+        ("float32", {"steps_per_execution": 2}, (4, 6)),
+        ("float32", {"optimizer": "lamb", "validation_fraction": 0.0}, (6,)),
     ],
 )
-def test_resume_equals_uninterrupted(make_classifier, digits, tmp_path, policy, changes):
+def test_resume_equals_uninterrupted(make_classifier, digits, tmp_path, policy, changes, steps):
     config = dataclasses.replace(BASE, **changes)
     spe = config.steps_per_execution
     assert steps_per_epoch(digits.sizes["train"], config.batch_size, spe) == 5 // spe * spe
@@ -52,8 +56,7 @@ def test_resume_equals_uninterrupted(make_classifier, digits, tmp_path, policy, 
         digits = dataclasses.replace(digits, validation=None)
     whole = make_classifier(policy, config)
     fit(whole, digits, config, tmp_path / "whole")
-    # The end of an epoch of 4 steps, the middle of any; once only where XLA compiles.
-    for step in (6,) if config.jit_compile == "true" else (4, 6):
+    for step in steps:
         stopped = make_classifier(policy, config)
         with pytest.raises(errors.StoppedError, match="SIGTERM after step"):
             fit(stopped, digits, config, tmp_path / "part", extra_callbacks=[StopAt(step)])
@@ -68,21 +71,18 @@ def test_resume_equals_uninterrupted(make_classifier, digits, tmp_path, policy, 
     assert int(whole.step) == int(resumed.step) == 3 * (5 // spe * spe)
 
 
-@pytest.mark.parametrize("step", [12, 15])  # in the last epoch, behind it
-def test_a_run_resumed_at_its_end_has_the_averaged_weights(make_classifier, digits, tmp_path, step):
+def test_a_run_resumed_at_its_end_has_the_averaged_weights(make_classifier, digits, tmp_path):
+    """In the last epoch, and behind it."""
     config = dataclasses.replace(BASE, ema=0.9)
-    whole = make_classifier(config=config)
-    stop = [StopAt(12)] if step == 12 else []
-    if stop:
-        with pytest.raises(errors.StoppedError):
-            fit(make_classifier(config=config), digits, config, tmp_path, extra_callbacks=stop)
-    else:
-        fit(make_classifier(config=config), digits, config, tmp_path)
-    resumed = make_classifier(config=config)
-    fit(resumed, digits, config, tmp_path)
+    whole, stopped = make_classifier(config=config), make_classifier(config=config)
     fit(whole, digits, config, tmp_path / "whole")
-    for a, b in zip(weights(whole), weights(resumed), strict=True):
-        np.testing.assert_array_equal(a, b)
+    with pytest.raises(errors.StoppedError):
+        fit(stopped, digits, config, tmp_path / "part", extra_callbacks=[StopAt(12)])
+    for name in ("part", "whole"):
+        resumed = make_classifier(config=config)
+        fit(resumed, digits, config, tmp_path / name)
+        for a, b in zip(weights(whole), weights(resumed), strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
