@@ -1,4 +1,4 @@
-"""Two logical CPUs, exact float32, quick compiling, Keras' global state restored after each test."""
+"""Two logical CPUs, exact float32, quick compiling, Keras' state restored after each test."""
 
 import gc
 import html.parser
