@@ -12,8 +12,6 @@ from tfmp.commands import benchmark
 from tfmp.commands.benchmark import rows, session
 from tfmp.errors import UserError
 
-# What to look at on an accelerator, where a recipe's own default is too small to fill it.
-LARGE_MODELS = {"resnet": "resnet50", "vit": "vit_small"}
 # Windows of a probe; their median counts.
 WINDOWS = 3
 # A card of 24 GB holds a step of ResNet-50 at 224 px and batch 256 (19.6 GiB in float32) only
@@ -40,10 +38,9 @@ def defaults(spec, device):
     found = spec | {"batch_sizes": tuple(spec["batch_sizes"]) or sizes}
     if is_function(spec["target"]):
         return found
-    usual = default_model(spec["target"])
-    large = usual if on_cpu else LARGE_MODELS.get(spec["target"], usual)
+    choose = recipes.default_model if on_cpu else recipes.large_model
     return found | {
-        "model": spec["model"] or large,
+        "model": spec["model"] or choose(spec["target"]),
         # On a CPU the recipe's default model, on images small enough for a minute and large enough
         # to show what arithmetic costs: at 8 px the calls themselves take half of the time.
         "image_size": spec["image_size"] or (32 if on_cpu else 224),
@@ -56,7 +53,7 @@ def benchmark_config(spec):
     Raises:
         UserError: No such recipe.
     """
-    usual = default_model(spec["target"])
+    usual = recipes.default_model(spec["target"])
     return benchmark.Config(
         recipe=spec["target"],
         model=spec["model"] or usual,
@@ -81,16 +78,6 @@ def recipe_flags(spec, probe):
     """
     config = benchmark_config(spec)
     return config, session.flags(config, probe)
-
-
-def default_model(recipe):
-    """The recipe's own default of --model."""
-    if recipe not in recipes.names():
-        raise UserError(
-            f"Expected MODULE:FUNCTION or a recipe out of {', '.join(recipes.names())}. "
-            f"Received: {recipe!r}."
-        )
-    return importlib.import_module(f"tfmp.recipes.{recipe}").Config.model
 
 
 def load(target, policy):

@@ -29,7 +29,7 @@ import dataclasses
 import math
 from typing import Literal
 
-from tfmp import cli
+from tfmp import cli, recipes
 from tfmp.errors import UserError
 
 CHOICES = {
@@ -46,7 +46,9 @@ class Config:
     """What to measure; every combination of the lists is a row."""
 
     recipe: str = cli.flag("resnet", "A module of tfmp.recipes.", group="Work")
-    model: str = cli.flag("resnet50", "A --model of the recipe.", group="Work")
+    model: str | None = cli.flag(
+        None, "A --model of the recipe; none: its one for GPUs, such as resnet50.", group="Work"
+    )
     image_size: int = cli.flag(224, "Height and width of the images in pixels.", group="Work")
     policies: tuple[str, ...] = cli.flag(
         ("mixed_float16", "float32"), "Out of mixed_float16, mixed_bfloat16, float32.", group="Work"
@@ -165,6 +167,7 @@ def run(config):
     if len(former) == 2:
         compare.compare(former[0], former[1], config.tolerance)
         return None
+    config = dataclasses.replace(config, model=config.model or recipes.large_model(config.recipe))
     results = session.measure(config, *former)
     if former:
         compare.compare(former[0], results, config.tolerance)

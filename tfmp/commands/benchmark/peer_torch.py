@@ -2,8 +2,8 @@
 
 One JSON spec as its argument, one JSON line out, as `tfmp.commands.benchmark.ours`. The model is
 torchvision's (timm's where torchvision has none of that name), in channels_last, under autocast,
-with torch.compile where the spec says XLA, and a fused SGD with Nesterov momentum. Images are
-uint8 and are normalized on the device, as in tfmp's models.
+with torch.compile where the spec says XLA, and a fused SGD with Nesterov momentum or AdamW, as the
+recipe has it. Images are uint8 and are normalized on the device, as in tfmp's models.
 """
 
 import importlib.metadata
@@ -31,6 +31,8 @@ STD = (0.229, 0.224, 0.225)
 POOL_BYTES = 2**28  # of random images, as much as tfmp's synthetic data
 
 
+# Of timm, which has the size of patches and images in their names.
+VITS = ("vit_tiny", "vit_small", "vit_base")
 DTYPES = {"mixed_float16": torch.float16, "mixed_bfloat16": torch.bfloat16}
 
 
@@ -59,20 +61,11 @@ class TorchWork(timing.Work):
     def __init__(self, spec, device):
         dtype = DTYPES.get(spec["policy"])
         torch.manual_seed(0)
-        model = _model(spec["model"], spec["classes"])
+        model = _model(spec["model"], spec["classes"], spec["image_size"])
         model = model.to(device, memory_format=torch.channels_last).train()
-        self._last = list(model.parameters())[-1]
-        self._optimizer = torch.optim.SGD(
-            model.parameters(),
-            lr=spec["learning_rate"],
-            momentum=0.9,
-            nesterov=True,
-            weight_decay=5e-5,
-            fused=True,
-        )
-        # PyTorch 2.14's fused SGD leaves these uninitialized where the first step overflows.
-        for weight in model.parameters():
-            self._optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+        self._weights = list(model.parameters())
+        self._optimizer = _optimizer(spec, self._weights)
+        self._clip_norm = spec["clip_norm"]
         scaled = dtype is torch.float16 and spec["loss_scale"] == "recipe"
         self.scaler = torch.amp.GradScaler(device.type, init_scale=2.0**15, enabled=scaled)
         self._steps = torch.zeros((), dtype=torch.int64, device=device)
@@ -89,6 +82,9 @@ class TorchWork(timing.Work):
         self._optimizer.zero_grad(set_to_none=True)
         loss = self._forward(*batch)
         self.scaler.scale(loss).backward()
+        if self._clip_norm:
+            self.scaler.unscale_(self._optimizer)
+            torch.nn.utils.clip_grad_norm_(self._weights, self._clip_norm)
         self.scaler.step(self._optimizer)
         self.scaler.update()
         self._steps += 1
@@ -104,7 +100,7 @@ class TorchWork(timing.Work):
 
     def weight(self):
         """Squares of the last parameter, the bias of the logits, summed."""
-        return float(self._last.detach().square().sum().item())
+        return float(self._weights[-1].detach().square().sum().item())
 
     def loss(self, steps):
         """The last step's loss."""
@@ -149,7 +145,24 @@ def _batches(spec, device):
         yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
 
 
-def _model(name, classes):
+def _optimizer(spec, weights):
+    """The recipe's, fused; its weight decay is on all weights, which costs the same."""
+    if spec["optimizer"] == "adamw":
+        return torch.optim.AdamW(
+            weights, spec["learning_rate"], weight_decay=spec["weight_decay"], fused=True
+        )
+    if spec["optimizer"] != "sgd":
+        sys.exit(f"error: torch has no optimizer {spec['optimizer']}; --peer=torch: sgd or adamw")
+    optimizer = torch.optim.SGD(
+        weights, spec["learning_rate"], 0.9, nesterov=True, weight_decay=5e-5, fused=True
+    )
+    # PyTorch 2.14's fused SGD leaves these uninitialized where the first step overflows.
+    for weight in weights:
+        optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+    return optimizer
+
+
+def _model(name, classes, image_size):
     try:
         import torchvision
 
@@ -161,9 +174,12 @@ def _model(name, classes):
         import timm
     except ImportError:
         sys.exit(f"error: neither torchvision nor timm is installed with a model {name}")
+    size = {}
+    if name in VITS:
+        name, size = f"{name}_patch16_224", {"img_size": image_size}
     if name not in timm.list_models():
         sys.exit(f"error: neither torchvision nor timm has a model {name}")
-    return timm.create_model(name, pretrained=False, num_classes=classes)
+    return timm.create_model(name, pretrained=False, num_classes=classes, **size)
 
 
 def main(spec):

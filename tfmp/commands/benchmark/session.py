@@ -19,8 +19,8 @@ from tfmp.data import synthetic
 from tfmp.errors import TfmpError, UserError
 from tfmp.files import write_json
 
-# Constant, and low enough for every batch size and for float16 without a loss scale.
-LEARNING_RATE = 0.05
+# By optimizer; constant, and low enough for every batch size and for float16 without a loss scale.
+LEARNING_RATES = {"sgd": 0.05, "adamw": 1e-4, "lamb": 1e-3}
 VARIABLES = ("CUDA_", "KERAS_", "NVIDIA_", "OMP_", "TF_", "XLA_")
 
 
@@ -99,6 +99,7 @@ def flags(config, case):
         known = ", ".join(recipes.names())
         raise UserError(f"Expected --recipe out of {known}. Received: {config.recipe}.")
     recipe = importlib.import_module(f"tfmp.recipes.{config.recipe}")
+    optimizer = cli.parse(recipe.Config, list(config.recipe_flags)).optimizer
     settings = {
         "dataset": config.dataset,
         "validation_fraction": 0,
@@ -110,7 +111,7 @@ def flags(config, case):
         "remat": str(case.remat).lower(),
         "strategy": "mirrored" if case.replicas > 1 else "none",
         "batch_size": case.batch_size,
-        "learning_rate": LEARNING_RATE * 256 / case.batch_size,
+        "learning_rate": LEARNING_RATES[optimizer] * 256 / case.batch_size,
         "warmup_epochs": 0,
         "epochs": 100_000,
     }
@@ -146,13 +147,18 @@ def output_file(name):
 
 def spec(config, case, words):
     """What a child gets to measure a case; `words` are those of `flags`."""
+    recipe = importlib.import_module(f"tfmp.recipes.{config.recipe}")
+    settings = cli.parse(recipe.Config, words)
     return dataclasses.asdict(case) | {
         "recipe": config.recipe,
         "flags": words,
         "model": config.model,
         "image_size": config.image_size,
         "classes": synthetic.CLASSES,
-        "learning_rate": LEARNING_RATE,
+        "optimizer": settings.optimizer,
+        "learning_rate": LEARNING_RATES[settings.optimizer],
+        "weight_decay": settings.weight_decay,
+        "clip_norm": settings.clip_norm,
         "tf32": config.tf32,
         "steps": config.steps,
         "windows": config.windows,
