@@ -16,8 +16,9 @@ import numpy as np
 import tensorflow as tf
 
 import tfmp
-from tfmp import cli, distribution, models, training
+from tfmp import cli, distribution, models
 from tfmp.models import resnet as resnets
+from tfmp.training import loop
 
 
 def tiny(*, classes, input_shape, stem, name):
@@ -63,10 +64,10 @@ def recipes(runs):
 
     # Two MirroredStrategies in one process can collide.
     distribution.resolve = functools.cache(distribution.resolve)
-    fit, statuses = training.fit, []
+    fit, statuses = loop.fit, []
     for run in json.loads(runs):
         signals = [SignalAt(run["signal"], run["step"])] if "signal" in run else []
-        training.fit = functools.partial(fit, extra_callbacks=signals)
+        loop.fit = functools.partial(fit, extra_callbacks=signals)
         try:
             cli.run(resnet.Config, resnet.run, run["flags"])
             statuses.append(0)
