@@ -168,7 +168,7 @@ def test_flags_of_robustness():
 def test_costs_side_by_side(tmp_path, capsys):
     results = {
         "cost": {"seconds": 20.0, "joules": None},
-        "images_per_second": 500.0,
+        "examples_per_second": 500.0,
         "peak_memory_bytes": 2**30,
         "loss_scale": {"final": 1024.0, "skipped_steps": 3},
         "seconds": {"per_epoch": [2.0, 3.0, 4.0]},
@@ -184,7 +184,7 @@ def test_costs_side_by_side(tmp_path, capsys):
     assert costs["seconds_to_target"] == [5.0, 5.0]  # the medians
     assert costs["training_seconds"] == [20.0, 20.0] and costs["joules"] == [None, None]
     printed = capsys.readouterr().out
-    assert "500 images/s (1.00 of it)" in printed and "energy" not in printed
+    assert "500 examples/s (1.00 of it)" in printed and "energy" not in printed
     (tmp_path / "other-0" / "metrics.csv").unlink()
     assert run(*flags, "--resume")["costs"]["seconds_to_target"] == [5.0, None]
 

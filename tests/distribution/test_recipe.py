@@ -87,7 +87,7 @@ def test_results_say_how_many_replicas_trained(folder):
     assert found["deterministic"] is True
     # Two logical devices of one machine.
     assert found["cost"]["devices"] == 1
-    assert found["cost"]["inference"]["best"]["images_per_second"] > 0
+    assert found["cost"]["inference"]["best"]["examples_per_second"] > 0
 
 
 def test_synchronized_batch_norm_says_that_xla_is_off(folder):

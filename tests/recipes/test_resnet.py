@@ -65,16 +65,16 @@ def test_with_no_flags_it_trains_in_mixed_float16(tmp_path):
     assert np.isfinite(results["loss_scale"]["final"]) and results["loss_scale"]["final"] >= 1
     assert results["loss_scale"]["skipped_steps"] >= 0
     assert results["replicas"] == 1
-    assert results["images_per_second"] > 0
+    assert results["examples_per_second"] > 0
     assert 0 < results["seconds"]["compile"] < results["seconds"]["total"] <= seconds
     cost = results["cost"]
     single, best = cost["inference"]["batch_1"], cost["inference"]["best"]
     assert single["batch_size"] == 1
-    assert 0 < single["images_per_second"] < best["images_per_second"]
+    assert 0 < single["examples_per_second"] < best["examples_per_second"]
     assert 0 < cost["seconds_per_epoch"] * 29 < cost["seconds"] < results["seconds"]["total"]
     assert cost["device_hours"] == pytest.approx(cost["seconds"] / 3600)
     assert cost["break_even_inferences"]["device_time"] == pytest.approx(
-        cost["seconds"] * best["images_per_second"], abs=2
+        cost["seconds"] * best["examples_per_second"], abs=2
     )
     assert cost["joules"] is None and cost["joules_missing"] == "no power is read on a CPU"
     assert "training cost" in ended.stdout and "break-even" in ended.stdout
@@ -123,8 +123,10 @@ def test_energy_is_in_the_results(tmp_path, monkeypatch, capsys):
     assert cost["joules_per_epoch"] == pytest.approx(100 * cost["seconds_per_epoch"], rel=0.2)
     assert cost["price"] == pytest.approx(cost["seconds"] / 100)
     for row in cost["inference"].values():
-        assert row["joules_per_image"] == pytest.approx(100 / row["images_per_second"], rel=0.01)
-    ratio = cost["joules"] / cost["inference"]["best"]["joules_per_image"]
+        assert row["joules_per_example"] == pytest.approx(
+            100 / row["examples_per_second"], rel=0.01
+        )
+    ratio = cost["joules"] / cost["inference"]["best"]["joules_per_example"]
     assert cost["break_even_inferences"]["joules"] == pytest.approx(ratio, abs=2)
     assert cost["joules_missing"] is cost["inference_missing"] is None
     assert "predictions in energy" in capsys.readouterr().out

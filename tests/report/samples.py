@@ -57,7 +57,7 @@ def trained(accuracy=0.75, **changes):
     cost = dict.fromkeys(["joules", "joules_per_epoch", "price", "price_per_hour"])
     cost |= {"seconds": 83.25, "seconds_per_epoch": 20.5, "device_hours": 0.0231}
     cost |= {"joules_missing": "no power is read on a CPU", "inference_missing": None}
-    rates = {"batch_size": 1, "images_per_second": 321.4, "joules_per_image": None}
+    rates = {"batch_size": 1, "examples_per_second": 321.4, "joules_per_example": None}
     cost["inference"] = {"batch_1": rates, "best": rates | {"batch_size": 64}}
     cost["break_even_inferences"] = {"joules": None, "device_time": 26758}
     return {
@@ -69,7 +69,7 @@ def trained(accuracy=0.75, **changes):
         "best": {"epoch": 2, "val_accuracy": 0.71},
         "epochs": 3,
         "steps": 120,
-        "images_per_second": 1234.5,
+        "examples_per_second": 1234.5,
         "seconds": {"compile": 9.5},
         "cost": cost,
         "peak_memory_bytes": 3 * 2**30,

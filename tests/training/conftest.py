@@ -4,7 +4,7 @@ import keras
 import pytest
 
 from tfmp import data, policies
-from tfmp.training import Classifier, TrainingConfig, compile_classifier, optimizers
+from tfmp.training import Classifier, TrainingConfig, compile_learner, optimizers
 
 
 @pytest.fixture(scope="session")
@@ -45,7 +45,7 @@ def make_classifier():
             model = build_tiny_model()
         function = data.augment.AUGMENTATIONS.get(augmentation, augmentation)
         classifier = Classifier(model, function, seed=config.seed, **kwargs)
-        compile_classifier(
+        compile_learner(
             classifier,
             optimizers.build(config, model, steps_per_epoch),
             jit_compile=config.jit_compile == "true",

@@ -40,7 +40,7 @@ def test_a_row_cut_off_by_a_kill_goes(log):
 
 def test_early_stopping_counts_the_epochs_before(log):
     log.write_text("epoch,val_accuracy\n0,0.9\n1,0.8\n2,0.8\n")
-    stopping = callbacks.EarlyStopping(3, log)
+    stopping = callbacks.EarlyStopping(3, log, "accuracy", "max")
     stopping.set_model(type("Model", (), {"stop_training": False})())
     stopping.on_train_begin()
     assert not stopping.model.stop_training

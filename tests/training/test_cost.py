@@ -18,7 +18,7 @@ FITTED = Fitted(
     compile_seconds=100.0,
     seconds_before=0.0,
     seconds_per_epoch=(10.0, 10.0),
-    images_per_second=100.0,
+    examples_per_second=100.0,
     seconds=3600.0,
     joules=1.2e6,
     joules_before=0.0,
@@ -26,9 +26,9 @@ FITTED = Fitted(
 )
 MEASURED = {
     "rows": [
-        {"batch_size": 1, "images_per_second": 250.0, "watts": 100.0},
-        {"batch_size": 64, "images_per_second": 1000.0, "watts": 300.0},
-        {"batch_size": 16, "images_per_second": 500.0, "watts": 200.0},
+        {"batch_size": 1, "examples_per_second": 250.0, "watts": 100.0},
+        {"batch_size": 64, "examples_per_second": 1000.0, "watts": 300.0},
+        {"batch_size": 16, "examples_per_second": 500.0, "watts": 200.0},
     ],
     "seconds": 3.0,
     "problem": None,
@@ -37,7 +37,7 @@ MEASURED = {
 
 def card(fitted=FITTED, **changes):
     settings = {
-        "epoch_images": 2000,
+        "epoch_examples": 2000,
         "devices": 1,
         "price_per_hour": None,
         "joules_missing": "said why",
@@ -80,14 +80,14 @@ def test_predictions_and_break_even():
     found = cost.with_inference(card(devices=2, price_per_hour=1.8), MEASURED)
     assert found["inference"]["batch_1"] == {
         "batch_size": 1,
-        "images_per_second": 250,
-        "joules_per_image": 100 / 250,
+        "examples_per_second": 250,
+        "joules_per_example": 100 / 250,
         "price_per_million": pytest.approx(4000 * 1.8 / 3600),
     }
     assert found["inference"]["best"] == {
         "batch_size": 64,
-        "images_per_second": 1000,
-        "joules_per_image": 300 / 1000,
+        "examples_per_second": 1000,
+        "joules_per_example": 300 / 1000,
         "price_per_million": pytest.approx(1000 * 1.8 / 3600),
     }
     # 1.2 MJ of 0.3 J each; 2 x 3,600 s of 1 ms each. With one more, training is the smaller share.
@@ -105,7 +105,7 @@ def test_without_power_and_price_nothing_is_guessed():
     for name in ("joules", "joules_per_epoch", "price", "price_per_hour"):
         assert found[name] is None, name
     assert found["joules_missing"] == "said why"
-    assert found["inference"]["best"]["joules_per_image"] is None
+    assert found["inference"]["best"]["joules_per_example"] is None
     assert found["inference"]["best"]["price_per_million"] is None
     assert found["break_even_inferences"] == {"joules": None, "device_time": 3_600_001}
     text = str(cost.lines(found, "cpu"))
@@ -113,7 +113,7 @@ def test_without_power_and_price_nothing_is_guessed():
 
 
 def test_too_few_steps_for_an_epochs_time():
-    found = card(dataclasses.replace(FITTED, images_per_second=None, watts=None))
+    found = card(dataclasses.replace(FITTED, examples_per_second=None, watts=None))
     assert found["seconds_per_epoch"] is found["joules_per_epoch"] is None
     assert "an epoch" not in cost.lines(found, "gpu")
 

@@ -2,11 +2,14 @@
 
 import types
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
 from tfmp import power
 from tfmp.training import inference
+
+IMAGES = np.zeros((64, 8, 8, 1), np.uint8)
 
 
 @pytest.mark.parametrize(
@@ -60,12 +63,10 @@ def test_windows(monkeypatch, kind, seconds, calls, windows, before):
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_predictions_are_timed(session, tiny_model, jit_compile):
     before = [v.numpy() for v in tiny_model.variables]
-    measured = inference.measure(
-        session, tiny_model, input_shape=(8, 8, 1), batch_size=32, jit_compile=jit_compile
-    )
+    measured = inference.measure(session, tiny_model, features=IMAGES[:32], jit_compile=jit_compile)
     rows = measured["rows"]
     assert [row["batch_size"] for row in rows][:3] == [1, 32, 8]
-    assert all(row["images_per_second"] > 0 and row["watts"] == 50 for row in rows)
+    assert all(row["examples_per_second"] > 0 and row["watts"] == 50 for row in rows)
     assert measured["problem"] is None and 0 < measured["seconds"] < 60
     for a, b in zip(before, tiny_model.variables, strict=True):
         assert (a == b.numpy()).all()
@@ -84,9 +85,7 @@ def fake_times(monkeypatch, seconds_of):
 
 
 def sizes_of(session, model, batch_size=64):
-    measured = inference.measure(
-        session, model, input_shape=(8, 8, 1), batch_size=batch_size, jit_compile=False
-    )
+    measured = inference.measure(session, model, features=IMAGES[:batch_size], jit_compile=False)
     return [row["batch_size"] for row in measured["rows"]], measured["problem"]
 
 
@@ -99,10 +98,8 @@ def test_smaller_batches_are_tried_while_they_are_faster(monkeypatch, session, t
 
 def test_the_median_window_counts(monkeypatch, session, tiny_model):
     monkeypatch.setattr(inference, "_spans", lambda *_: ([(0, 1), (0, 4), (0, 2)], 10))
-    measured = inference.measure(
-        session, tiny_model, input_shape=(8, 8, 1), batch_size=1, jit_compile=False
-    )
-    assert [row["images_per_second"] for row in measured["rows"]] == [5]
+    measured = inference.measure(session, tiny_model, features=IMAGES[:1], jit_compile=False)
+    assert [row["examples_per_second"] for row in measured["rows"]] == [5]
 
 
 def test_a_batch_too_large_for_the_memory_is_left_out(monkeypatch, session, tiny_model):

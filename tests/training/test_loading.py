@@ -16,7 +16,7 @@ from tfmp.errors import UserError
 from tfmp.training import (
     Classifier,
     TrainingConfig,
-    compile_classifier,
+    compile_learner,
     fit,
     loading,
     optimizers,
@@ -126,7 +126,7 @@ def run(folder, digits):
         )
     classifier = Classifier(inner, lambda images, seed: images)
     optimizer = optimizers.build(config, inner, 50)  # of which it makes 5: the rate isn't 0 yet
-    compile_classifier(classifier, optimizer, jit_compile=False)
+    compile_learner(classifier, optimizer, jit_compile=False)
     fit(classifier, digits, config, folder / "run")
     images, labels, _ = next(digits.test(12).as_numpy_iterator())
     np.savez(folder / "run.npz", x=images, y=labels)

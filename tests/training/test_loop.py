@@ -67,7 +67,7 @@ def test_resume_equals_uninterrupted(make_classifier, digits, tmp_path, policy, 
     logs = [files.read_metrics(tmp_path / run / "metrics.csv") for run in ("whole", "part")]
     assert logs[0] == logs[1]
     assert [row["epoch"] for row in logs[0]] == [0, 1, 2]
-    assert fitted.images_per_second > 0
+    assert fitted.examples_per_second > 0
     assert int(whole.step) == int(resumed.step) == 3 * (5 // spe * spe)
 
 
@@ -173,7 +173,7 @@ def test_the_first_call_is_timed_apart_even_if_it_is_a_whole_epoch(
 
 def test_early_stopping_without_validation(make_classifier, digits, tmp_path):
     config = dataclasses.replace(BASE, early_stopping=2)
-    with pytest.raises(errors.UserError, match="needs validation images"):
+    with pytest.raises(errors.UserError, match="needs validation examples"):
         fit(make_classifier(), dataclasses.replace(digits, validation=None), config, tmp_path)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 from tfmp import errors
 
@@ -42,31 +43,37 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """A data set of labeled images, ready to be iterated.
+    """A data set of labeled examples, ready to be iterated.
 
-    Images are uint8 in 0-255: models normalize, and `tfmp.data.augment` runs on the device.
+    Features are a tensor or a dict of tensors, [batch, ...]. Images are uint8 in 0-255: models
+    normalize, and `tfmp.data.augment` runs on the device.
 
     Attributes:
         name: What `load` was asked for.
-        input_shape: Height, width and channels of every image.
-        class_names: One name a class, in the order of the labels.
+        input_shape: Shape of an example's features, of images height, width and channels; where
+            there are several, a dict of shapes by name.
+        class_names: One name a class, in the order of the labels; empty where there are none.
         sizes: Number of examples in "train", "validation" and "test"; 0 where there is none.
         train: `train(batch_size, *, seed, start_step=0, multiple_of=1)` gives an endless
-            `tf.data.Dataset` of (images uint8 [batch, height, width, channels], labels int32
-            [batch]). Batch k is a function of (data, seed, k) alone; an epoch has
+            `tf.data.Dataset` of (features, labels); of images (uint8 [batch, height, width,
+            channels], int32 [batch]). Batch k is a function of (data, seed, k) alone; an epoch has
             `steps_per_epoch(...)` batches, and drops the remainder.
-        validation: `validation(batch_size)` gives every example once, in order, as (images,
+        validation: `validation(batch_size)` gives every example once, in order, as (features,
             labels, weights float32 [batch]); the last batch is filled up with zeros of
             weight 0. None where there is no validation set.
         test: Likewise.
         augmentation: The entry of `augment.AUGMENTATIONS` that suits these images.
+        example: What an example is, such as "image"; in the singular.
+        tokens: Tokens of an example, where speed is counted in these; else None.
     """
 
     name: str
-    input_shape: tuple[int, int, int]
+    input_shape: Any
     class_names: tuple[str, ...]
     sizes: dict[str, int]
     train: Callable
     validation: Callable | None
     test: Callable | None
-    augmentation: str
+    augmentation: str = "none"
+    example: str = "image"
+    tokens: int | None = None

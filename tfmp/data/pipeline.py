@@ -6,6 +6,7 @@ epoch), so that a run resumed at step k sees what the uninterrupted run would ha
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -71,15 +72,16 @@ def draw_seed(seed: int, epoch: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
     return tf.stack([tf.constant(word, tf.int64), epoch * 2**32 + index])
 
 
-def in_memory_train(images: np.ndarray, labels: np.ndarray) -> Callable:
-    """The `train` of a `Data` whose images are in memory.
+def in_memory_train(features: Any, labels: np.ndarray) -> Callable:
+    """The `train` of a `Data` whose examples are in memory.
 
     Args:
-        images: [examples, height, width, channels] uint8.
-        labels: [examples] of any integer type.
+        features: Array [examples, ...], such as uint8 images, or a dict of them. Floats become
+            float32, integers but uint8 become int32.
+        labels: Array [examples, ...], likewise.
     """
-    images, labels = _on_host(images, labels)
-    examples = int(images.shape[0])
+    features, labels = _on_host(features), _on_host(labels)
+    examples = int(labels.shape[0])
 
     def train(
         batch_size: int, *, seed: int, start_step: int = 0, multiple_of: int = 1
@@ -96,7 +98,9 @@ def in_memory_train(images: np.ndarray, labels: np.ndarray) -> Callable:
 
         batches = tf.data.Dataset.counter(first_epoch).flat_map(one_epoch)
         gathered = batches.map(
-            lambda chosen: (tf.gather(images, chosen), tf.gather(labels, chosen)),
+            lambda chosen: tf.nest.map_structure(
+                lambda x: tf.gather(x, chosen), (features, labels)
+            ),
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=True,
         )
@@ -105,25 +109,27 @@ def in_memory_train(images: np.ndarray, labels: np.ndarray) -> Callable:
     return train
 
 
-def in_memory_evaluation(images: np.ndarray, labels: np.ndarray) -> Callable | None:
-    """The `validation` or `test` of a `Data` whose images are in memory; None if there are none.
+def in_memory_evaluation(features: Any, labels: np.ndarray) -> Callable | None:
+    """The `validation` or `test` of a `Data` whose examples are in memory; None if there are none.
 
     Args:
-        images: [examples, height, width, channels] uint8.
-        labels: [examples] of any integer type.
+        features: As for `in_memory_train`.
+        labels: As for `in_memory_train`.
     """
-    if not len(images):
+    if not len(labels):
         return None
-    images, labels = _on_host(images, labels)
-    examples = int(images.shape[0])
+    features, labels = _on_host(features), _on_host(labels)
+    examples = int(labels.shape[0])
 
     def evaluation(batch_size: int) -> tf.data.Dataset:
         _check_batch_size(batch_size)
         starts = tf.data.Dataset.range(0, examples, batch_size)
         batches = starts.map(
-            lambda start: (images[start : start + batch_size], labels[start : start + batch_size])
+            lambda start: tf.nest.map_structure(
+                lambda x: x[start : start + batch_size], (features, labels)
+            )
         )
-        return _finish(batches.map(lambda images, labels: _padded(images, labels, batch_size)))
+        return _finish(batches.map(lambda features, labels: _padded(features, labels, batch_size)))
 
     return evaluation
 
@@ -218,7 +224,9 @@ def to_device(dataset: tf.data.Dataset) -> tf.data.Dataset:
     """
 
     def widened(*batch):
-        return tuple(tf.cast(x, tf.int64) if x.dtype == tf.int32 else x for x in batch)
+        return tf.nest.map_structure(
+            lambda x: tf.cast(x, tf.int64) if x.dtype == tf.int32 else x, batch
+        )
 
     dataset = dataset.map(widened, num_parallel_calls=2, deterministic=True)
     if tf.distribute.has_strategy() or len(tf.config.list_logical_devices("GPU")) != 1:
@@ -238,7 +246,7 @@ def pinned(dataset: tf.data.Dataset) -> tf.data.Dataset:
         dataset: Its last transformation is `map`.
     """
     return dataset.batch(1, drop_remainder=True).map(
-        lambda *parts: tuple(tf.squeeze(x, 0) for x in parts)
+        lambda *parts: tf.nest.map_structure(lambda x: tf.squeeze(x, 0), parts)
     )
 
 
@@ -255,23 +263,30 @@ def _endless(dataset: tf.data.Dataset) -> tf.data.Dataset:
     return dataset.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
 
 
-def _on_host(images, labels):
+def _on_host(arrays):
     # Without the scope a machine with a GPU would hold the whole data set in GPU memory.
     with tf.device("/CPU:0"):
-        return tf.constant(images, tf.uint8), tf.constant(np.asarray(labels, np.int32))
+        return tf.nest.map_structure(lambda x: tf.constant(_narrowed(np.asarray(x))), arrays)
+
+
+def _narrowed(array):
+    if array.dtype == np.uint8:
+        return array
+    return array.astype(np.float32 if np.issubdtype(array.dtype, np.floating) else np.int32)
 
 
 def _with_int32_labels(images, labels):
     return images, tf.cast(labels, tf.int32)
 
 
-def _padded(images, labels, batch_size):
-    missing = batch_size - tf.shape(labels)[0]
-    weights = tf.pad(tf.ones_like(labels, tf.float32), [[0, missing]])
-    images = tf.pad(images, [[0, missing], [0, 0], [0, 0], [0, 0]])
-    labels = tf.pad(labels, [[0, missing]])
-    images = tf.ensure_shape(images, [batch_size, *images.shape[1:]])
-    return images, tf.ensure_shape(labels, [batch_size]), tf.ensure_shape(weights, [batch_size])
+def _padded(features, labels, batch_size):
+    examples = tf.shape(labels)[0]
+
+    def padded(x):
+        x = tf.pad(x, [[0, batch_size - examples], *[[0, 0]] * (len(x.shape) - 1)])
+        return tf.ensure_shape(x, [batch_size, *x.shape[1:]])
+
+    return tf.nest.map_structure(padded, (features, labels, tf.ones([examples])))
 
 
 def _check_batch_size(batch_size: int) -> None:

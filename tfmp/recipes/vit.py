@@ -23,7 +23,7 @@ import time
 
 from tfmp import cli, models
 from tfmp.models import vit
-from tfmp.training import classification
+from tfmp.training import classification, recipe
 
 changed = functools.partial(cli.default, classification.ClassifierConfig)
 
@@ -89,7 +89,7 @@ def prepare(config):
 def run(config):
     """Trains and evaluates as `config` says; returns the dict in `results.json`."""
     began = time.perf_counter()
-    return classification.run(config, prepare(config), began)
+    return recipe.run(config, prepare(config), began)
 
 
 if __name__ == "__main__":

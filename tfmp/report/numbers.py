@@ -113,6 +113,7 @@ UNITS: dict[str, Callable[[float], str]] = {
     "hours": lambda value: f"{_few(value)}{SPACE}h",
     "price": _few,
     "images/s": lambda value: f"{_few(value)}{SPACE}images/s",
+    "examples/s": lambda value: f"{_few(value)}{SPACE}images/s",
     "ms": lambda value: f"{value:,.2f}{SPACE}ms",
     "watts": lambda value: f"{value:,.0f}{SPACE}W",
 }

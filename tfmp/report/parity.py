@@ -14,7 +14,7 @@ MOST_TESTS = 25
 COSTS = {
     "training_seconds": ("Training", "seconds"),
     "seconds_to_target": ("Training steps to the target accuracy", "seconds"),
-    "images_per_second": ("Speed", "images/s"),
+    "examples_per_second": ("Speed", "examples/s"),
     "peak_memory_bytes": ("Peak memory", "bytes"),
     "joules": ("Energy", "joules"),
     "final_loss_scale": ("Loss scale at the end", "count"),

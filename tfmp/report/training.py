@@ -64,7 +64,7 @@ AMOUNTS = {
     ("cost", "price"): ("Price of training", "price"),
 }
 SPEEDS = {
-    ("images_per_second",): ("Speed of training", "images/s"),
+    ("examples_per_second",): ("Speed of training", "examples/s"),
     ("peak_memory_bytes",): ("Peak memory", "bytes"),
     ("loss_scale", "skipped_steps"): ("Skipped steps", "count"),
 }
@@ -107,7 +107,7 @@ def _cards(source):
         ),
         Card(
             "Speed",
-            source.number("images_per_second", unit="images/s"),
+            source.number("examples_per_second", unit="examples/s"),
             "compile time apart",
         ),
         Card("Peak memory", memory, "" if memory else "not measured on this device"),
@@ -191,8 +191,8 @@ def _cost(source):
     predictions = [
         (
             (name, " (", source.count(*place, "batch_size"), ")"),
-            source.number(*place, "images_per_second", unit="images/s"),
-            source.number(*place, "joules_per_image", unit="joules"),
+            source.number(*place, "examples_per_second", unit="examples/s"),
+            source.number(*place, "joules_per_example", unit="joules"),
             source.number(*place, "price_per_million", unit="price"),
         )
         for name, place in {

@@ -190,15 +190,17 @@ class Checkpointer(keras.callbacks.Callback):
 
 
 class EarlyStopping(keras.callbacks.EarlyStopping):
-    """Keras' EarlyStopping on val_accuracy, which a resumed run starts where it had been.
+    """Keras' EarlyStopping, which a resumed run starts where it had been.
 
     Args:
-        patience: Epochs without a better val_accuracy.
+        patience: Epochs without a better value on the validation examples.
         metrics_file: The CSV log of the run.
+        monitor: Name of the metric.
+        mode: "max" or "min": what its best value is.
     """
 
-    def __init__(self, patience, metrics_file):
-        super().__init__(monitor="val_accuracy", mode="max", patience=patience)
+    def __init__(self, patience, metrics_file, monitor, mode):
+        super().__init__(monitor=f"val_{monitor}", mode=mode, patience=patience)
         self._metrics_file = pathlib.Path(metrics_file)
 
     def on_train_begin(self, logs=None):
@@ -208,8 +210,9 @@ class EarlyStopping(keras.callbacks.EarlyStopping):
             self.on_epoch_end(int(row["epoch"]), row)
 
 
-def has_stopped_early(patience, metrics_file):
+def has_stopped_early(patience, metrics_file, monitor, mode):
     """Whether `EarlyStopping` has ended the run that wrote a CSV log; never without patience."""
-    scores = [row["val_accuracy"] for row in read_metrics(metrics_file)] if patience else []
+    scores = [row[f"val_{monitor}"] for row in read_metrics(metrics_file)] if patience else []
     scores = [score for score in scores if not math.isnan(score)]
-    return bool(scores) and len(scores) - 1 - scores.index(max(scores)) >= patience
+    best = max if mode == "max" else min
+    return bool(scores) and len(scores) - 1 - scores.index(best(scores)) >= patience

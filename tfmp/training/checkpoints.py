@@ -20,18 +20,18 @@ class Checkpoints:
 
     Args:
         folder: Folder of the checkpoints; made if need be.
-        classifier: A compiled `tfmp.training.step.Classifier` whose optimizer is built.
+        learner: A compiled `tfmp.training.Learner` whose optimizer is built.
         keep: How many checkpoints to keep.
     """
 
-    def __init__(self, folder, classifier, keep=2):
+    def __init__(self, folder, learner, keep=2):
         self.seconds = tf.Variable(0.0, dtype=tf.float64, trainable=False)
         self.joules = tf.Variable(0.0, dtype=tf.float64, trainable=False)
-        self._classifier = classifier
-        self._metrics = [v for metric in classifier.metrics for v in metric.variables]
+        self._learner = learner
+        self._metrics = [v for metric in learner.metrics for v in metric.variables]
         self._checkpoint = tf.train.Checkpoint(
-            model=[v.value for v in classifier.variables],
-            optimizer=[v.value for v in classifier.optimizer.variables],
+            model=[v.value for v in learner.variables],
+            optimizer=[v.value for v in learner.optimizer.variables],
             metrics=[v.value for v in self._metrics],
             seconds=self.seconds,
             joules=self.joules,
@@ -50,7 +50,7 @@ class Checkpoints:
         Raises:
             TfmpError: The checkpoint can't be written; the former one stays.
         """
-        step = int(self._classifier.step)
+        step = int(self._learner.step)
         if step == self._saved_step:
             return
         try:
@@ -89,7 +89,7 @@ class Checkpoints:
                 "anew in another --workdir, or name the checkpoint before it in the file "
                 "'checkpoint' beside it."
             ) from error
-        self._saved_step = int(self._classifier.step)
+        self._saved_step = int(self._learner.step)
         return [v.numpy() for v in self._metrics]
 
     def set_metrics(self, values):

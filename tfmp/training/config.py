@@ -30,14 +30,17 @@ class TrainingConfig:
     manual_dir: str | None = flag(
         None, "Folder of source files fetched by hand, to prepare a data set from.", group="Data"
     )
-    image_size: int | None = flag(
-        None, "Height and width of the images in pixels; none: the data's own.", group="Data"
-    )
     validation_fraction: float = flag(
         0.1,
-        "Share of the training images held out for validation, where the data set brings no "
-        "validation images of its own; 0 to 0.5.",
+        "Share of the training examples held out for validation, where the data set brings no "
+        "validation split of its own; 0 to 0.5.",
         group="Data",
+    )
+
+    weights: str | None = flag(
+        None,
+        "File of weights to start from: .keras or .weights.h5 of the same model.",
+        group="Model",
     )
 
     policy: str = flag(
@@ -83,16 +86,16 @@ class TrainingConfig:
         group="Distribution",
     )
 
-    epochs: int = flag(30, "Passes over the training images.", group="Training")
+    epochs: int = flag(30, "Passes over the training examples.", group="Training")
     batch_size: int = flag(
-        64, "Images in a training step, of all replicas together.", group="Training"
+        64, "Examples in a training step, of all replicas together.", group="Training"
     )
     optimizer: str = flag(
         "sgd", "sgd has Nesterov momentum 0.9.", group="Training", choices=OPTIMIZERS
     )
     learning_rate: float = flag(
         0.4,
-        "Peak learning rate for 256 images a step; the one used is proportional to batch_size.",
+        "Peak learning rate for 256 examples a step; the one used is proportional to batch_size.",
         group="Training",
     )
     warmup_epochs: float | None = flag(
@@ -111,9 +114,6 @@ class TrainingConfig:
         "Largest norm of all gradients together, above which they are scaled down to it; 0: no "
         "limit.",
         group="Training",
-    )
-    label_smoothing: float = flag(
-        0.1, "Share of each label spread over all classes; 0 to 1.", group="Training"
     )
     ema: float = flag(
         0.0,
@@ -136,8 +136,7 @@ class TrainingConfig:
     )
     early_stopping: int = flag(
         0,
-        "Stop after so many epochs without a better val_accuracy; needs validation images; 0: "
-        "never.",
+        "Stop after so many epochs without a better result on the validation examples; 0: never.",
         group="Training",
     )
 
@@ -178,14 +177,13 @@ class TrainingConfig:
 
     def __post_init__(self):
         """Checks the ranges that the types don't hold."""
-        positive = "epochs batch_size image_size gradient_accumulation_steps steps_per_execution"
+        positive = "epochs batch_size gradient_accumulation_steps steps_per_execution"
         for name in positive.split():
             self.check(name, lambda value: value > 0, "above 0")
         natural = "save_every_steps early_stopping warmup_epochs weight_decay clip_norm"
         for name in (*natural.split(), "price_per_hour"):
             self.check(name, lambda value: value >= 0, "0 or more")
         self.check("validation_fraction", lambda value: 0 <= value <= 0.5, "from 0 to 0.5")
-        self.check("label_smoothing", lambda value: 0 <= value < 1, "from 0 to below 1")
         self.check("initial_scale", lambda value: 1 <= value <= 2**24, "from 1 to 2**24")
         self.check("learning_rate", lambda value: 0 < value <= 2.0**127, "above 0, up to 2**127")
         self.check("ema", lambda value: 0 <= value < 1, "from 0 to below 1")

@@ -9,7 +9,7 @@ import math
 HOUR_S = 3600.0
 
 
-def card(fitted, *, epoch_images, devices, price_per_hour, joules_missing, inference_missing):
+def card(fitted, *, epoch_examples, devices, price_per_hour, joules_missing, inference_missing):
     """The cost of training.
 
     Training is all of `fit`, in every process of the run: compiling, all epochs with their
@@ -17,7 +17,7 @@ def card(fitted, *, epoch_images, devices, price_per_hour, joules_missing, infer
 
     Args:
         fitted: A `tfmp.training.loop.Fitted`.
-        epoch_images: Images of an epoch's training steps.
+        epoch_examples: Examples of an epoch's training steps.
         devices: Number of GPUs that trained; 1 on a CPU.
         price_per_hour: Price of one of them for an hour, in any currency, or None.
         joules_missing: Why energy may be missing.
@@ -27,8 +27,8 @@ def card(fitted, *, epoch_images, devices, price_per_hour, joules_missing, infer
         A dict. `seconds_per_epoch` and `joules_per_epoch` are of an epoch's training steps alone,
         without compiling, validation and saving.
     """
-    speed = fitted.images_per_second
-    seconds_per_epoch = epoch_images / speed if speed else None
+    speed = fitted.examples_per_second
+    seconds_per_epoch = epoch_examples / speed if speed else None
     hours = devices * fitted.seconds / HOUR_S
     return {
         "seconds_per_epoch": seconds_per_epoch,
@@ -75,7 +75,7 @@ def with_inference(training, measured):
     rows = [_prices(row, training["price_per_hour"]) for row in measured["rows"]]
     if not rows:
         return training | {"inference_missing": measured["problem"]}
-    best = max(rows, key=lambda row: row["images_per_second"])
+    best = max(rows, key=lambda row: row["examples_per_second"])
     return training | {
         "inference": {
             "batch_1": next((row for row in rows if row["batch_size"] == 1), None),
@@ -83,9 +83,9 @@ def with_inference(training, measured):
         },
         "inference_missing": measured["problem"],
         "break_even_inferences": {
-            "joules": _break_even(training["joules"], best["joules_per_image"]),
+            "joules": _break_even(training["joules"], best["joules_per_example"]),
             "device_time": _break_even(
-                training["device_hours"] * HOUR_S, 1 / best["images_per_second"]
+                training["device_hours"] * HOUR_S, 1 / best["examples_per_second"]
             ),
         },
     }
@@ -128,19 +128,19 @@ def lines(card, device_kind):
 
 
 def _prices(row, price_per_hour):
-    speed, watts = row["images_per_second"], row["watts"]
+    speed, watts = row["examples_per_second"], row["watts"]
     return {
         "batch_size": row["batch_size"],
-        "images_per_second": speed,
-        "joules_per_image": watts / speed if watts else None,
+        "examples_per_second": speed,
+        "joules_per_example": watts / speed if watts else None,
         "price_per_million": _product(1e6 / speed / HOUR_S, price_per_hour),
     }
 
 
 def _prediction(row):
-    joules, price = row["joules_per_image"], row["price_per_million"]
+    joules, price = row["joules_per_example"], row["price_per_million"]
     return _joined(
-        f"{row['images_per_second']:,.0f} predictions/s",
+        f"{row['examples_per_second']:,.0f} predictions/s",
         joules and f"{joules:.3g} J each",
         price is not None and f"price {price:.3g} a million",
     )

@@ -5,7 +5,6 @@ import itertools
 import statistics
 import time
 
-import numpy as np
 import tensorflow as tf
 
 from tfmp import distribution
@@ -20,48 +19,46 @@ LIMIT_S = 60.0  # no further batch size is begun behind it
 SIZE_LIMIT_S = 10.0  # nor a further window of one size
 
 
-def measure(session, model, *, input_shape, batch_size, jit_compile):
+def measure(session, model, *, features, jit_compile):
     """Times predictions at batch 1, at a large batch, and at smaller ones while they are faster.
 
-    The images are random, uint8, and stay on the device: input is not in the figures. Calls
+    The features stay on the device: input is not in the figures. Calls
     follow one another without a wait within a window, and each window ends with a result on the
     host. One device computes, that of the first replica.
 
-    The batch sizes are 1, `batch_size`, a quarter of it, and so on: throughput saturates with the
-    batch, so the largest one is nearly always the best or within a few percent of it, and each
+    The batch sizes are 1, that of `features`, a quarter of it, and so on: throughput saturates with
+    the batch, so the largest one is nearly always the best or within a few percent of it, and each
     size is a program that XLA compiles, for tens of seconds on a GPU.
 
     Args:
         session: A `tfmp.training.Session`.
         model: The trained Keras model.
-        input_shape: Shape of an image.
-        batch_size: The largest batch.
+        features: Tensor [batch, ...] or a dict of them: the largest batch.
         jit_compile: Whether XLA compiles the model.
 
     Returns:
-        A dict: `rows`, a list of {`batch_size`, `images_per_second`, `watts` (None: not known)};
+        A dict: `rows`, a list of {`batch_size`, `examples_per_second`, `watts` (None: not known)};
         `seconds` of the whole measurement; `problem`, why there are fewer rows, or None.
     """
     strategy, problem = session.strategy, None
     rows: list[dict] = []
+    features = tf.nest.map_structure(_widened, features)
+    largest = tf.nest.flatten(features)[0].shape[0]
+    spec = tf.nest.map_structure(lambda x: tf.TensorSpec((None, *x.shape[1:]), x.dtype), features)
     began = time.monotonic()
 
-    @tf.function(
-        jit_compile=jit_compile,
-        autograph=False,
-        input_signature=[tf.TensorSpec((None, *input_shape), tf.uint8)],
-    )
-    def predict(images):
+    @tf.function(jit_compile=jit_compile, autograph=False, input_signature=[spec])
+    def predict(batch):
         with distribution.on_replica(strategy, 0, model.variables):
-            return model(images, training=False)
+            return model(batch, training=False)
 
     with session.power(gpus=1) as power, _device(strategy):
-        for size in batch_sizes(batch_size):
+        for size in batch_sizes(largest):
             if len(rows) > 1 and time.monotonic() - began > LIMIT_S:
                 break
-            images = np.random.default_rng(0).integers(0, 256, (size, *input_shape), np.uint8)
             try:
-                spans, calls = _spans(predict, tf.identity(images), session.device.kind)
+                batch = tf.nest.map_structure(lambda x, n=size: tf.identity(x[:n]), features)
+                spans, calls = _spans(predict, batch, session.device.kind)
             except tf.errors.ResourceExhaustedError:
                 problem = f"batch {size} does not fit into the memory"
                 continue
@@ -72,7 +69,7 @@ def measure(session, model, *, input_shape, batch_size, jit_compile):
             rows.append(
                 {
                     "batch_size": size,
-                    "images_per_second": size * calls / seconds,
+                    "examples_per_second": size * calls / seconds,
                     "watts": power.mean_watts(spans),
                 }
             )
@@ -88,7 +85,12 @@ def batch_sizes(largest):
 
 
 def _faster(row, other):
-    return row["images_per_second"] >= BETTER * other["images_per_second"]
+    return row["examples_per_second"] >= BETTER * other["examples_per_second"]
+
+
+def _widened(x):
+    """TensorFlow keeps int32 on the host."""
+    return tf.cast(x, tf.int64) if x.dtype == tf.int32 else tf.convert_to_tensor(x)
 
 
 def _spans(predict, images, kind):

@@ -29,7 +29,7 @@ class Fitted:
         compile_seconds: The first step's tracing, compiling and running.
         seconds_before: Seconds of the run in earlier processes, up to the checkpoint.
         seconds_per_epoch: Training seconds of each epoch of this process, the first step apart.
-        images_per_second: Of the steps in `seconds_per_epoch`; None where there was none.
+        examples_per_second: Of the steps in `seconds_per_epoch`; None where there was none.
         seconds: Seconds of `fit`, compiling, validation and saving included, up to the checkpoint
             in earlier processes.
         joules: Energy of `seconds`; None where it, or an earlier process', is not known.
@@ -40,21 +40,21 @@ class Fitted:
     compile_seconds: float
     seconds_before: float
     seconds_per_epoch: tuple[float, ...]
-    images_per_second: float | None
+    examples_per_second: float | None
     seconds: float
     joules: float | None
     joules_before: float | None
     watts: float | None
 
 
-def fit(classifier, data, config, workdir, *, resume_hint="", extra_callbacks=(), power=None):
+def fit(learner, data, config, workdir, *, resume_hint="", extra_callbacks=(), power=None):
     """Trains to the end of `config.epochs`, from the last checkpoint if there is one.
 
     A resumed run goes on at the very step of its checkpoint: with `deterministic` its weights
     become, bit for bit, those of a run that was never stopped.
 
     Args:
-        classifier: A compiled `tfmp.training.step.Classifier`.
+        learner: A compiled `tfmp.training.Learner`.
         data: A `tfmp.data.Data`.
         config: A `tfmp.training.TrainingConfig`.
         workdir: Folder for `checkpoints/`, `metrics.csv` and `tensorboard/`.
@@ -67,7 +67,7 @@ def fit(classifier, data, config, workdir, *, resume_hint="", extra_callbacks=()
 
     Raises:
         UserError: The batch is larger than the training set, the folder can't be written, or
-            early stopping has no validation images.
+            early stopping has no validation examples.
         NonFiniteError: Loss or weights became non-finite for good.
         StoppedError: A signal asked to stop; the state is saved.
         OutOfMemoryError: The step doesn't fit into the device's memory.
@@ -77,32 +77,37 @@ def fit(classifier, data, config, workdir, *, resume_hint="", extra_callbacks=()
         data.sizes["train"], config.batch_size, config.steps_per_execution
     )
     if config.early_stopping and data.validation is None:
-        raise UserError("--early_stopping needs validation images: --validation_fraction above 0.")
+        raise UserError(
+            "--early_stopping needs validation examples: --validation_fraction above 0."
+        )
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         files.write_json(workdir / "config.json", dataclasses.asdict(config))
-        loading.describe(classifier.model, classifier.optimizer, workdir)
+        loading.describe(learner.model, learner.optimizer, workdir)
     except OSError as error:
         raise UserError(f"Can't use --workdir={workdir}: {error}.") from None
-    checkpoints = Checkpoints(workdir / "checkpoints", classifier)
+    checkpoints = Checkpoints(workdir / "checkpoints", learner)
     metrics = checkpoints.restore()
     stopwatch = Stopwatch(
         float(checkpoints.seconds.numpy()), float(checkpoints.joules.numpy()), power
     )
     log = workdir / "metrics.csv"
-    files.keep_epochs(log, int(classifier.step) // epoch_steps)
+    files.keep_epochs(log, int(learner.step) // epoch_steps)
     guard = callbacks.NonFiniteGuard(epoch_steps, checkpoints)
     saver = callbacks.Checkpointer(
         checkpoints, guard, stopwatch, config.save_every_steps, resume_hint
     )
     logger = keras.callbacks.CSVLogger(log, append=True)
     # Logs are completed before they are written, and written before the epoch counts as done.
-    every = [callbacks.StepLogs(), stopwatch, guard, logger, *_optional(config, workdir, log)]
+    every = [callbacks.StepLogs(), stopwatch, guard, logger]
+    every += _optional(config, learner, workdir, log)
     every += [*extra_callbacks, saver]
-    classifier.stop_training = callbacks.has_stopped_early(config.early_stopping, log)
+    learner.stop_training = callbacks.has_stopped_early(
+        config.early_stopping, log, learner.monitor, learner.monitor_mode
+    )
     try:
-        with naming_errors(config, classifier.model):
-            _train(classifier, data, config, epoch_steps, checkpoints, metrics, every)
+        with naming_errors(config, learner.model):
+            _train(learner, data, config, epoch_steps, checkpoints, metrics, every)
     finally:
         logger.on_train_end()
         saver.on_train_end()
@@ -110,7 +115,7 @@ def fit(classifier, data, config, workdir, *, resume_hint="", extra_callbacks=()
         compile_seconds=stopwatch.compile,
         seconds_before=stopwatch.before,
         seconds_per_epoch=tuple(stopwatch.per_epoch),
-        images_per_second=stopwatch.steps * config.batch_size / sum(stopwatch.per_epoch)
+        examples_per_second=stopwatch.steps * config.batch_size / sum(stopwatch.per_epoch)
         if stopwatch.steps
         else None,
         seconds=stopwatch.seconds(),
@@ -124,10 +129,10 @@ def _known(value):
     return None if math.isnan(value) else value
 
 
-def _train(classifier, data, config, epoch_steps, checkpoints, metrics, every):
+def _train(learner, data, config, epoch_steps, checkpoints, metrics, every):
     """Calls Keras' `fit` until the last epoch is done, and once more for an epoch half done."""
-    step = int(classifier.step)
-    while step < config.epochs * epoch_steps and not classifier.stop_training:
+    step = int(learner.step)
+    while step < config.epochs * epoch_steps and not learner.stop_training:
         epoch, done = divmod(step, epoch_steps)
         batches = data.train(
             config.batch_size,
@@ -135,12 +140,12 @@ def _train(classifier, data, config, epoch_steps, checkpoints, metrics, every):
             start_step=step,
             multiple_of=config.steps_per_execution,
         )
-        with classifier.distribute_strategy.scope():
+        with learner.distribute_strategy.scope():
             batches = to_device(batches)
             validation = data.validation and to_device(data.validation(config.batch_size))
         # A begun epoch gets a call of its own: Keras takes one length for all.
         epochs = epoch + 1 if done else config.epochs
-        classifier.fit(
+        learner.fit(
             batches,
             initial_epoch=epoch,
             epochs=epochs,
@@ -151,15 +156,15 @@ def _train(classifier, data, config, epoch_steps, checkpoints, metrics, every):
                 verbose=1 if sys.stdout.isatty() else 2,
                 epochs=epochs,
                 steps=epoch_steps - done,
-                model=classifier,
+                model=learner,
             ),
             shuffle=False,
         )
-        step = int(classifier.step)
+        step = int(learner.step)
         if done and config.ema:
             checkpoints.restore()  # Keras ends each `fit` with the averages as weights
     if config.ema:
-        classifier.optimizer.finalize_variable_values(classifier.trainable_variables)
+        learner.optimizer.finalize_variable_values(learner.trainable_variables)
 
 
 @contextlib.contextmanager
@@ -202,11 +207,13 @@ class _RestoreMetrics(keras.callbacks.Callback):
         self._checkpoints.set_metrics(self._values)
 
 
-def _optional(config, workdir, log):
+def _optional(config, learner, workdir, log):
     if config.ema:
         yield keras.callbacks.SwapEMAWeights()
     if config.early_stopping:
-        yield callbacks.EarlyStopping(config.early_stopping, log)
+        yield callbacks.EarlyStopping(
+            config.early_stopping, log, learner.monitor, learner.monitor_mode
+        )
     if config.tensorboard:
         yield keras.callbacks.TensorBoard(workdir / "tensorboard", update_freq="epoch")
 

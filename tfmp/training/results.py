@@ -16,32 +16,32 @@ from tfmp.training.accelerate import uses_xla
 from tfmp.training.loop import naming_errors
 
 
-def announce(session, config, data, classifier, steps_per_epoch):
+def announce(session, config, data, learner, steps_per_epoch):
     """Prints what a run will run on.
 
     Args:
         session: A `tfmp.training.Session`.
         config: A `tfmp.training.TrainingConfig`.
         data: A `tfmp.data.Data`.
-        classifier: A compiled `tfmp.training.step.Classifier`.
+        learner: A compiled `tfmp.training.Learner`.
         steps_per_epoch: Training steps of an epoch.
     """
-    model, sizes, cache = classifier.model, data.sizes, session.compile_cache
-    shape = "x".join(map(str, data.input_shape))
-    scaled = loss_scale.is_dynamic(classifier.optimizer)
+    model, sizes, cache = learner.model, data.sizes, session.compile_cache
+    classes = f", {len(data.class_names)} classes" if data.class_names else ""
+    scaled = loss_scale.is_dynamic(learner.optimizer)
     rows = {
         "device": f"{session.device.name} ({session.device.kind})",
         "policy": f"{session.policy} ({session.policy_reason})",
-        "XLA": _xla(session, classifier)[1],
+        "XLA": _xla(session, learner)[1],
         "compile cache": f"on, {len(cache.found)} programs found" if cache else "off",
         "TF32": "on" if session.tf32 else "off",
         "loss scale": f"dynamic, from {config.initial_scale:g}" if scaled else "none",
         "replicas": session.replicas,
         "data": f"{data.name}: {sizes['train']:,} training, {sizes['validation']:,} validation and "
-        f"{sizes['test']:,} test images of {shape}, {len(data.class_names)} classes",
+        f"{sizes['test']:,} test {data.example}s of {_shape(data.input_shape)}{classes}",
         "model": f"{model.name}, {model.count_params():,} parameters",
         "steps": f"{config.epochs} epochs of {steps_per_epoch:,} steps, "
-        f"{config.batch_size} images a step",
+        f"{config.batch_size} {data.example}s a step",
         "workdir": session.workdir,
     }
     _table(f"tfmp {tfmp.__version__}, {session.name}", rows)
@@ -53,14 +53,14 @@ def announce(session, config, data, classifier, steps_per_epoch):
     print(flush=True)
 
 
-def finish(session, config, data, classifier, fitted, began):
-    """Evaluates the trained model on the test images and writes the run's files.
+def finish(session, config, data, learner, fitted, began):
+    """Evaluates the trained model on the test examples and writes the run's files.
 
     Args:
         session: A `tfmp.training.Session`.
         config: A `tfmp.training.TrainingConfig`.
         data: A `tfmp.data.Data`.
-        classifier: The trained `tfmp.training.step.Classifier`.
+        learner: The trained `tfmp.training.Learner`.
         fitted: A `tfmp.training.loop.Fitted`.
         began: `time.perf_counter()` at the run's begin.
 
@@ -71,15 +71,15 @@ def finish(session, config, data, classifier, fitted, began):
         TfmpError: A file can't be written.
     """
     rows = read_metrics(session.workdir / "metrics.csv")
-    results = _collect(session, config, data, classifier, fitted, rows)
+    results = _collect(session, config, data, learner, fitted, rows)
     file = session.workdir / "results.json"
     try:
-        save_model(classifier.model, session.workdir / "model.keras")
+        save_model(learner.model, session.workdir / "model.keras")
         curves.plot(rows, session.workdir / "curves.png", session.name)
         results = _write(file, results, fitted, began)
         # Behind the results, so that nothing that happens here can lose them.
         if config.measure_inference:
-            _measure_inference(session, config, data, classifier, results)
+            _measure_inference(session, config, data, learner, results)
             results = _write(file, results, fitted, began)
     except OSError as error:
         raise TfmpError(
@@ -95,14 +95,14 @@ def _write(file, results, fitted, began):
     return write_json(file, results)
 
 
-def _measure_inference(session, config, data, classifier, results):
+def _measure_inference(session, config, data, learner, results):
     """Completes the cost card."""
     print("measuring predictions (--measure_inference=false does without) ...", flush=True)
+    size = config.batch_size // (session.replicas * config.gradient_accumulation_steps)
     measured = inference.measure(
         session,
-        classifier.model,
-        input_shape=data.input_shape,
-        batch_size=config.batch_size // (session.replicas * config.gradient_accumulation_steps),
+        learner.model,
+        features=next(iter(data.train(size, seed=config.seed)))[0],
         jit_compile=results["jit_compile"],
     )
     results["cost"] = cost.with_inference(results["cost"], measured)
@@ -110,22 +110,22 @@ def _measure_inference(session, config, data, classifier, results):
     results["compile_cache"] = _compile_cache(session.compile_cache)
 
 
-def _collect(session, config, data, classifier, fitted, rows):
+def _collect(session, config, data, learner, fitted, rows):
     """What results.json holds, but for the seconds in total."""
-    test = _evaluate(classifier, data, config)
-    optimizer = classifier.optimizer
+    test = _evaluate(learner, data, config)
+    optimizer = learner.optimizer
     parameters = {
-        "total": classifier.model.count_params(),
-        "trainable": sum(math.prod(v.shape) for v in classifier.model.trainable_variables),
+        "total": learner.model.count_params(),
+        "trainable": sum(math.prod(v.shape) for v in learner.model.trainable_variables),
     }
     return {
         "name": session.name,
         "config": dataclasses.asdict(config),
         "policy": session.policy,
         "policy_reason": session.policy_reason,
-        "compute_dtypes": _compute_dtypes(classifier.model),
-        "jit_compile": _xla(session, classifier)[0],
-        "fused_layers": session.fused_layers and uses_xla(classifier),
+        "compute_dtypes": _compute_dtypes(learner.model),
+        "jit_compile": _xla(session, learner)[0],
+        "fused_layers": session.fused_layers and uses_xla(learner),
         "compile_cache": _compile_cache(session.compile_cache),
         "tf32": session.tf32,
         "deterministic": session.deterministic,
@@ -133,18 +133,20 @@ def _collect(session, config, data, classifier, fitted, rows):
         "replicas": session.replicas,
         "workers": 1,
         "device": dataclasses.asdict(session.device),
-        "model": {"name": classifier.model.name, "parameters": parameters},
+        "model": {"name": learner.model.name, "parameters": parameters},
         "data": {
             "name": data.name,
             "input_shape": data.input_shape,
             "class_names": data.class_names,
             "sizes": data.sizes,
+            "example": data.example,
         },
         "final": _last(rows) | test,
-        "best": _best(rows),
+        "best": _best(rows, learner),
         "epochs": len(rows),
-        "steps": int(classifier.step),
-        "images_per_second": fitted.images_per_second,
+        "steps": int(learner.step),
+        "examples_per_second": fitted.examples_per_second,
+        **_tokens(data, fitted),
         "seconds": {
             "compile": fitted.compile_seconds,
             "per_epoch": fitted.seconds_per_epoch,
@@ -167,7 +169,7 @@ def _cost(session, config, data, fitted):
     steps = steps_per_epoch(data.sizes["train"], config.batch_size, config.steps_per_execution)
     return cost.card(
         fitted,
-        epoch_images=steps * config.batch_size,
+        epoch_examples=steps * config.batch_size,
         devices=session.devices,
         price_per_hour=config.price_per_hour,
         joules_missing=cost.joules_missing(fitted, session.device.kind),
@@ -177,9 +179,9 @@ def _cost(session, config, data, fitted):
     )
 
 
-def _xla(session, classifier):
+def _xla(session, learner):
     """Whether XLA compiles the training step, and in words."""
-    if session.jit_compile and not uses_xla(classifier):
+    if session.jit_compile and not uses_xla(learner):
         return False, "off: synchronized BatchNorm on several replicas can't be compiled"
     words = "on, with fused layers" if session.fused_layers else "on"
     return session.jit_compile, words if session.jit_compile else "off"
@@ -206,11 +208,11 @@ def save_model(model, file):
     partial.replace(file)
 
 
-def _evaluate(classifier, data, config):
+def _evaluate(learner, data, config):
     if data.test is None:
         return {}
-    with naming_errors(config, classifier.model):
-        logs = classifier.evaluate(data.test(config.batch_size), return_dict=True, verbose=0)
+    with naming_errors(config, learner.model):
+        logs = learner.evaluate(data.test(config.batch_size), return_dict=True, verbose=0)
     return {f"test_{name}": float(value) for name, value in logs.items()}
 
 
@@ -223,25 +225,36 @@ def _last(rows):
     return {name: value for name, value in rows[-1].items() if name != "epoch"} if rows else {}
 
 
-def _best(rows):
-    """The epoch of the best validation accuracy, or of the lowest loss without validation."""
+def _best(rows, learner):
+    """The epoch of the best validation metric, or of the lowest loss without validation."""
     if not rows:
         return {}
-    if math.isnan(rows[0].get("val_accuracy", math.nan)):
-        best = min(rows, key=lambda row: row["loss"])
-        return {"epoch": int(best["epoch"]) + 1, "loss": best["loss"]}
-    best = max(rows, key=lambda row: row["val_accuracy"])
-    return {"epoch": int(best["epoch"]) + 1, "val_accuracy": best["val_accuracy"]}
+    name, choose = f"val_{learner.monitor}", max if learner.monitor_mode == "max" else min
+    if math.isnan(rows[0].get(name, math.nan)):
+        name, choose = "loss", min
+    best = choose(rows, key=lambda row: row[name])
+    return {"epoch": int(best["epoch"]) + 1, name: best[name]}
+
+
+def _tokens(data, fitted):
+    speed = fitted.examples_per_second
+    return {"tokens_per_second": speed and speed * data.tokens} if data.tokens else {}
 
 
 def _summarize(results, workdir):
     final, seconds = results["final"], results["seconds"]
-    speed, memory = results["images_per_second"], results["peak_memory_bytes"]
+    memory = results["peak_memory_bytes"]
+    tests = {
+        name.replace("_", " "): _rounded(value)
+        for name, value in final.items()
+        if name.startswith("test_")
+    }
+    loss = tests.pop("test loss", "none")
     rows = {
-        "test accuracy": _rounded(final.get("test_accuracy")),
-        "test loss": _rounded(final.get("test_loss")),
+        **tests,
+        "test loss": loss,
         "best epoch": ", ".join(f"{k} {v:.4g}" for k, v in results["best"].items()),
-        "speed": f"{speed:,.0f} images/s, compile time apart" if speed else "too few steps to tell",
+        "speed": _speed(results),
         "seconds": f"{seconds['total']:.1f} in all, {seconds['compile']:.1f} to the first step",
         "peak memory": f"{memory / 2**30:.2f} GiB" if memory else "not measured on this device",
         "loss scale": f"{results['loss_scale']['final']}, "
@@ -252,6 +265,22 @@ def _summarize(results, workdir):
     }
     print()
     _table("Done", rows)
+
+
+def _speed(results):
+    if not results["examples_per_second"]:
+        return "too few steps to tell"
+    unit, speed = results["data"]["example"], results["examples_per_second"]
+    if "tokens_per_second" in results:
+        unit, speed = "token", results["tokens_per_second"]
+    return f"{speed:,.0f} {unit}s/s, compile time apart"
+
+
+def _shape(shape):
+    """A shape in words, or those of several inputs by name."""
+    if isinstance(shape, dict):
+        return ", ".join(f"{_shape(part)} {name}" for name, part in shape.items())
+    return "x".join(map(str, shape))
 
 
 def _rounded(value):

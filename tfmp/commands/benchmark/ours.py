@@ -189,7 +189,7 @@ def in_force(measured, prepared, optimizer, device, jit_compile):
 def _without_loss_scale(classifier, session, *, remat=False):
     """The bare step, of the same layers: no scale, no look at the gradients, nothing undone."""
     optimizer = loss_scale.inner(classifier.optimizer)
-    training.compile_classifier(classifier, optimizer, jit_compile=session.jit_compile)
+    training.compile_learner(classifier, optimizer, jit_compile=session.jit_compile)
 
     @tf.function(jit_compile=session.jit_compile, autograph=False)
     def step(data):

@@ -10,7 +10,7 @@ TARGET_SHARE = 0.99
 FIELDS = {
     "training_seconds": lambda results: results["cost"]["seconds"],
     "joules": lambda results: results["cost"]["joules"],
-    "images_per_second": lambda results: results["images_per_second"],
+    "examples_per_second": lambda results: results["examples_per_second"],
     "peak_memory_bytes": lambda results: results["peak_memory_bytes"],
     "final_loss_scale": lambda results: results["loss_scale"]["final"],
     "skipped_steps": lambda results: results["loss_scale"]["skipped_steps"],
@@ -26,7 +26,7 @@ def compare(kinds, target_accuracy=None):
 
     Returns:
         A dict of lists of two, None where it is not known: the `FIELDS`, seconds, bytes and
-        images/s, and `seconds_to_target`, training seconds without compiling until an epoch ends
+        examples/s, and `seconds_to_target`, training seconds without compiling until an epoch ends
         with `target_accuracy`.
     """
     found = {name: [_median(kind, field) for kind in kinds] for name, field in FIELDS.items()}

@@ -8,7 +8,7 @@ MOST_PARTS = 3
 COSTS = {
     "training_seconds": ("training", "{:,.1f} s"),
     "seconds_to_target": ("to the target", "{:,.1f} s"),
-    "images_per_second": ("speed", "{:,.0f} images/s"),
+    "examples_per_second": ("speed", "{:,.0f} examples/s"),
     "peak_memory_bytes": ("peak memory", "{:,.0f} bytes"),
     "joules": ("energy", "{:,.0f} J"),
     "final_loss_scale": ("loss scale", "{:,.0f}"),

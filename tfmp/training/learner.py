@@ -1,0 +1,143 @@
+"""A model with its training step: what a recipe trains."""
+
+from typing import ClassVar, Literal
+
+import keras
+import tensorflow as tf
+
+from tfmp import distribution, loss_scale
+from tfmp.training.accelerate import accelerate
+
+
+class Learner(keras.Model):
+    """A model together with what its training step does around it.
+
+    What is learned is said by a subclass: `prepare`, `targets`, `make_loss`, `make_metrics`, and
+    which metric tells the best epoch. Everything random in its step takes `draw_seed`.
+
+    Args:
+        model: Built Keras model with float32 outputs. It is trained in place and saved on its own.
+        seed: Seed of what the step draws.
+        name: Name of the learner.
+
+    Attributes:
+        monitor: Name of the metric that early stopping and the best epoch go by.
+        monitor_mode: Whether the best of it is its largest or its smallest value.
+    """
+
+    monitor: ClassVar[str] = "loss"
+    monitor_mode: ClassVar[Literal["max", "min"]] = "min"
+
+    def __init__(self, model, *, seed=0, name="learner"):
+        super().__init__(name=name, dtype=model.dtype_policy)
+        self.model = model
+        self.seed = seed
+        self.built = True
+
+    @property
+    def step(self):
+        """Training steps so far, skipped ones too: a scalar int64 tensor."""
+        return loss_scale.steps(self.optimizer)
+
+    def call(self, features, training=False):
+        """What the model makes of a batch of features."""
+        return self.model(features, training=training)
+
+    def draw_seed(self):
+        """Int64 [2] for TensorFlow's stateless random functions: of the seed, step and replica."""
+        word = self.seed + distribution.replica_index() * 2**32
+        return tf.stack([tf.constant(word, tf.int64), self.step])
+
+    def prepare(self, features, labels):
+        """What the model and the loss get of a replica's batch in a training step.
+
+        It is compiled with the step.
+
+        Args:
+            features: Tensor [batch, ...] or a dict of them, as `Data.train` gives it.
+            labels: Tensor [batch, ...].
+
+        Returns:
+            (features, targets).
+        """
+        return features, self.targets(labels)
+
+    def targets(self, labels):
+        """What loss and metrics compare the model's outputs with."""
+        return labels
+
+    def target_spec(self):
+        """`keras.KerasTensor` of `targets`; by default integers, one for each vector of logits."""
+        return keras.KerasTensor(self.model.output_shape[:-1], "int64")
+
+    def make_loss(self):
+        """The Keras loss, a weighted mean; by default the cross entropy of integer labels."""
+        return keras.losses.SparseCategoricalCrossentropy(
+            from_logits=True, reduction="mean_with_sample_weight"
+        )
+
+    def make_metrics(self):
+        """List of Keras metrics, new ones each time; by default none but the loss."""
+        return []
+
+    def train_step(self, data):
+        """One update; returns the running means of the metrics since the epoch's begin."""
+        return super().train_step(self.prepare(*data))
+
+    def test_step(self, data):
+        """Running means over the evaluated examples; padding has the weight 0."""
+        features, labels, weights = data
+        # Of each value to predict, such as a pixel's or a token's class.
+        weights = tf.reshape(weights, [-1] + [1] * (len(labels.shape) - 1))
+        weights = tf.broadcast_to(weights, tf.shape(labels))
+        targets = self.targets(labels)
+        outputs = self(features, training=False)
+        loss = self.compute_loss(features, targets, outputs, weights, training=False)
+        # Keras' own step would weight the loss by the padded size of the batch.
+        self._loss_tracker.update_state(loss, sample_weight=tf.reduce_sum(weights))
+        return self.compute_metrics(features, targets, outputs, weights)
+
+
+def compile_learner(
+    learner,
+    optimizer,
+    *,
+    jit_compile,
+    fused_layers=None,
+    steps_per_execution=1,
+    microbatches=1,
+    remat=False,
+):
+    """Compiles a `Learner` with its own loss and metrics.
+
+    Call it in the scope of the strategy that the learner was made in.
+
+    Args:
+        learner: A `Learner`.
+        optimizer: A `tfmp.LossScaleOptimizer`.
+        jit_compile: Whether XLA compiles the steps.
+        fused_layers: Whether layers train fused; see `accelerate`.
+        steps_per_execution: Steps that one call from the host runs.
+        microbatches: Parts in which each replica computes its batch.
+        remat: Whether activations are computed once more instead of kept; see `accelerate`.
+    """
+    learner.compile(
+        optimizer=optimizer,
+        loss=learner.make_loss(),
+        weighted_metrics=learner.make_metrics(),
+        jit_compile=False,  # Keras' own functions are replaced
+        steps_per_execution=steps_per_execution,
+        auto_scale_loss=False,
+    )
+    accelerate(
+        learner,
+        jit_compile=jit_compile,
+        fused_layers=fused_layers,
+        microbatches=microbatches,
+        remat=remat,
+    )
+    optimizer.build(learner.trainable_variables)
+    # Keras would build these on what the data holds, before `prepare`.
+    targets, outputs = learner.target_spec(), keras.KerasTensor(learner.model.output_shape)
+    for part in (learner._compile_metrics, learner._compile_loss):
+        part.build(targets, outputs)

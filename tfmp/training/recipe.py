@@ -1,0 +1,73 @@
+"""A recipe's run from its flags to its files, whatever it trains."""
+
+from tfmp import distribution, models, policies
+from tfmp.data import steps_per_epoch
+from tfmp.training import learner, loop, optimizers, results, session
+
+
+def prepare(name, config, *, load, build, learn):
+    """All that comes before the first step.
+
+    Args:
+        name: The recipe's name.
+        config: A `tfmp.training.TrainingConfig`.
+        load: Function of no argument that returns a `tfmp.data.Data`.
+        build: `build(data)` returns a built model of the global policy.
+        learn: `learn(model, data)` returns a `Learner` of it, not compiled.
+
+    Returns:
+        (`Session`, `Data`, compiled `Learner`, training steps of an epoch).
+
+    Raises:
+        UserError: A setting that can't be met; the message says what to do.
+    """
+    # --- what it runs on
+    started = session.start(name, config)
+    # --- data
+    data = load()
+    epoch_steps = steps_per_epoch(
+        data.sizes["train"], config.batch_size, config.steps_per_execution
+    )
+    # --- model
+    with started.strategy.scope():
+        with policies.scope(started.policy):
+            model = build(data)
+        if config.float32_layers:
+            model = policies.set_policy(
+                model, policies.load(config.float32_layers, expected_policy=started.policy)
+            )
+        if config.weights:
+            models.load_weights(model, config.weights)
+        if config.sync_batch_norm:
+            distribution.synchronize_batch_norm(model)
+        # --- training step
+        learned = learn(model, data)
+        learner.compile_learner(
+            learned,
+            optimizers.build(config, model, epoch_steps),
+            jit_compile=started.jit_compile,
+            fused_layers=started.fused_layers,
+            steps_per_execution=config.steps_per_execution,
+            microbatches=config.gradient_accumulation_steps,
+            remat=config.remat,
+        )
+    return started, data, learned, epoch_steps
+
+
+def run(config, prepared, began):
+    """Trains, evaluates on the test examples, and writes the run's files.
+
+    Args:
+        config: A `tfmp.training.TrainingConfig`.
+        prepared: What `prepare` returned.
+        began: `time.perf_counter()` at the run's begin.
+
+    Returns:
+        The dict in `results.json`.
+    """
+    started, data, learned, epoch_steps = prepared
+    results.announce(started, config, data, learned, epoch_steps)
+    hint = f"Go on with the same flags and --resume --workdir={started.workdir}."
+    with started.power() as power:
+        fitted = loop.fit(learned, data, config, started.workdir, resume_hint=hint, power=power)
+    return results.finish(started, config, data, learned, fitted, began)
