@@ -113,11 +113,11 @@ UNITS: dict[str, Callable[[float], str]] = {
     "hours": lambda value: f"{_few(value)}{SPACE}h",
     "price": _few,
     "images/s": lambda value: f"{_few(value)}{SPACE}images/s",
-    "examples/s": lambda value: f"{_few(value)}{SPACE}images/s",
+    "examples/s": lambda value: f"{_few(value)}{SPACE}examples/s",
     "ms": lambda value: f"{value:,.2f}{SPACE}ms",
     "watts": lambda value: f"{value:,.0f}{SPACE}W",
 }
 # What is printed in a unit that depends on its size.
 SCALED = ("seconds", "joules", "bytes")
 # What is compared by its ratio.
-AMOUNTS = ("seconds", "joules", "bytes", "hours", "price", "images/s", "ms", "watts")
+AMOUNTS = ("seconds", "joules", "bytes", "hours", "price", "images/s", "examples/s", "ms", "watts")
