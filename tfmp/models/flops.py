@@ -5,8 +5,7 @@ import re
 
 import keras
 from keras import layers
-from keras.src.ops.nn import DotProductAttention  # neither has a public name
-from keras.src.ops.numpy import Einsum
+from keras.src.ops.numpy import Einsum  # it has no public name
 
 DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
 CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
@@ -16,11 +15,10 @@ COUNTED = (layers.Dense, layers.EinsumDense, *DEPTHWISE, *CONVOLUTIONS)
 def multiply_adds(model: keras.Model) -> int:
     """Multiply-adds of the forward pass of one example.
 
-    Convolutions, dense layers, and of activations `keras.ops.einsum` and
-    `keras.ops.dot_product_attention` only, as published figures count; a layer counts once, so a
-    model that calls one several times has more. A multiply-add is two floating-point operations,
-    and a training step does about three times those of a forward pass: the backward pass computes
-    a gradient of the inputs and one of the weights.
+    Convolutions, dense layers and `keras.ops.einsum` of activations only, as published figures
+    count; a layer counts once, so a model that calls one several times has more. A multiply-add is
+    two floating-point operations, and a training step does about three times those of a forward
+    pass: the backward pass computes a gradient of the inputs and one of the weights.
 
     Args:
         model: Built functional or Sequential model.
@@ -33,25 +31,17 @@ def multiply_adds(model: keras.Model) -> int:
         for layer in model._flatten_layers(include_self=False)
         if isinstance(layer, COUNTED)
     )
-    return of_layers + sum(of_product(node) for node in products(model))
+    return of_layers + sum(
+        of_einsum(node.operation.subscripts, [x.shape for x in node.input_tensors])
+        for node in einsums(model)
+    )
 
 
-def products(model: keras.Model) -> list:
-    """Keras' nodes of products of activations in a functional model, as attention has them."""
+def einsums(model: keras.Model) -> list:
+    """Keras' nodes of `keras.ops.einsum` in a functional model, as attention has them."""
     by_depth = getattr(model, "_nodes_by_depth", {})
     nodes = [node for nodes in by_depth.values() for node in nodes]
-    return [node for node in nodes if isinstance(node.operation, Einsum | DotProductAttention)]
-
-
-def of_product(node) -> int:
-    """Multiply-adds of one of `products` for one example."""
-    shapes = [x.shape for x in node.input_tensors]
-    if isinstance(node.operation, Einsum):
-        return of_einsum(node.operation.subscripts, shapes)
-    # Of queries and keys, and of the logits and the values. What a causal mask hides is counted:
-    # cuDNN computes less, Keras' own attention all of it.
-    _, queries, heads, size = shapes[0]
-    return 2 * queries * shapes[1][1] * heads * size
+    return [node for node in nodes if isinstance(node.operation, Einsum)]
 
 
 def of_einsum(subscripts: str, shapes: list[tuple[int | None, ...]]) -> int:

@@ -14,9 +14,7 @@ are used: a saved model loads without tfmp.
 Of the precision: images are normalized in float32; LayerNormalization computes in float32 inside,
 as Keras' does anyhow; queries are divided by sqrt(size of a head) before they meet the keys, since
 undivided products pass float16's largest value, 65504, and then NaN comes out; the softmax is in
-float32, and the logits are. Without attention dropout all that is Keras' `dot_product_attention`,
-which cuDNN computes in a training step on a GPU. (`keras.layers.MultiHeadAttention` divides after
-the product, and has
+float32, and the logits are. (`keras.layers.MultiHeadAttention` divides after the product, and has
 three products where one does for queries, keys and values. With dropout it divides first, but has
 its softmax in float16.)
 
@@ -191,16 +189,14 @@ def _attention(make: _Layers, x, name: str):
     x = make.dense(x, 3 * width, f"{name}_qkv", mode="fan_in")
     x = layers.Reshape((tokens, 3, make.heads, size), name=f"{name}_heads")(x)
     queries, keys, values = ops.unstack(x, 3, axis=2)
-    queries *= size**-0.5
-    if not make.attention_dropout:
-        x = ops.dot_product_attention(queries, keys, values, scale=1.0)
-    else:
-        logits = ops.einsum("bqhd,bkhd->bhqk", queries, keys)
-        # Operations and no layer, which a change of the model's policy would change, too.
-        weights = ops.softmax(ops.cast(logits, "float32"))
-        # This layer also takes the weights back to the policy's dtype.
-        weights = make.dropped(weights, f"{name}_weights", make.attention_dropout)
-        x = ops.einsum("bhqk,bkhd->bqhd", weights, values)
+    logits = ops.einsum("bqhd,bkhd->bhqk", queries * size**-0.5, keys)
+    # Operations and no layer, which a change of the model's policy would change, too.
+    weights = ops.softmax(ops.cast(logits, "float32"))
+    # This layer takes the weights back to the policy's dtype, even where it drops nothing.
+    weights = layers.Dropout(
+        make.attention_dropout, seed=make.seed(f"{name}_weights"), name=f"{name}_weights"
+    )(weights)
+    x = ops.einsum("bhqk,bkhd->bqhd", weights, values)
     x = layers.Reshape((tokens, width), name=f"{name}_joined")(x)
     return make.dense(x, width, f"{name}_out")
 

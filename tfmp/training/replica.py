@@ -10,7 +10,7 @@ import tensorflow as tf
 from tfmp import distribution, loss_scale
 from tfmp.errors import UserError
 from tfmp.training import logs as logs_of
-from tfmp.training.attention import fused_attention
+from tfmp.training.cudnn_attention import cudnn_attention
 from tfmp.training.fused import fused_layers
 from tfmp.training.remat import recomputing
 from tfmp.training.watch import Watch
@@ -264,7 +264,7 @@ def changed_layers(model, *, fused, remat):
     with contextlib.ExitStack() as stack:
         if fused:
             stack.enter_context(fused_layers(model))
-            stack.enter_context(fused_attention())
+            stack.enter_context(cudnn_attention())
         if remat:
             stack.enter_context(recomputing(model))
         yield

@@ -1,0 +1,204 @@
+"""cuDNN's attention, in a training step that XLA compiles for a GPU.
+
+Keras' TensorFlow backend writes down the logits of all pairs of tokens, [batch, heads, queries,
+keys], and reads them again, several times in each direction. cuDNN's kernel keeps a tile of them
+on the chip and writes only the result and, for the backward pass, the log of the sum in each
+query's softmax: its memory grows with the number of tokens and not with their square. XLA knows
+the kernel as a custom call, and TensorFlow's bridge to XLA can emit one.
+
+While a step is traced, `cudnn_attention` stands in for what `keras.ops.dot_product_attention` and
+`keras.layers.MultiHeadAttention` call. What the kernel can't do (float32, masks but the causal
+one, a bias, batches of unknown size) goes to Keras' own. Both have the softmax in float32.
+
+References:
+    Dao et al. 2022, FlashAttention, arXiv:2205.14135, algorithms 1 and 4.
+    XLA, xla/service/gpu/backend_configs.proto, CudnnfMHABackendConfig: the fields of `_config`.
+"""
+
+import contextlib
+import functools
+import json
+import warnings
+
+import tensorflow as tf
+from keras.src.backend.tensorflow import nn  # `keras.ops` looks its functions up there
+from tensorflow.compiler.tf2xla.python import xla
+
+FORWARD, BACKWARD = "__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"
+TYPES = {tf.float16: "F16", tf.bfloat16: "BF16"}
+# cuDNN's kernels want Ampere or later, and of a head's features a multiple of 8, up to 128.
+LEAST_CAPABILITY = (8, 0)
+FEATURES_MULTIPLE, MOST_FEATURES = 8, 128
+
+# The matrix products inside, by their names in XLA: the axes that are summed, left and right, and
+# the batch axes of both. Queries, keys, values and all that has their shape are [batch, tokens,
+# heads, features], logits [batch, heads, queries, keys].
+FORWARD_PRODUCTS = {
+    "bmm1": (3, 3, (0, 2), (0, 2)),
+    "bmm2": (3, 1, (0, 1), (0, 2)),
+}
+BACKWARD_PRODUCTS = {
+    "bmm1_grad_gemm1": (2, 1, (0, 1), (0, 2)),
+    "bmm1_grad_gemm2": (3, 1, (0, 1), (0, 2)),
+    "bmm2_grad_gemm1": (2, 1, (0, 1), (0, 2)),
+    "bmm2_grad_gemm2": (3, 3, (0, 2), (0, 2)),
+}
+
+keras_attention = nn.dot_product_attention
+
+
+@contextlib.contextmanager
+def cudnn_attention():
+    """A context in which Keras' attention is cuDNN's where it can be; for tracing under XLA."""
+    nn.dot_product_attention = _attention
+    try:
+        yield
+    finally:
+        nn.dot_product_attention = keras_attention
+
+
+def fits(query, key, value, bias=None, mask=None, scale=None):
+    """Whether cuDNN computes attention of such tensors on this machine.
+
+    Args:
+        query: Tensor, as Keras' `dot_product_attention` takes it.
+        key: Likewise.
+        value: Likewise.
+        bias: Likewise.
+        mask: Likewise.
+        scale: Likewise.
+    """
+    shapes = [x.shape for x in (query, key, value)]
+    return (
+        bias is None
+        and mask is None
+        and (scale is None or isinstance(scale, float | int))
+        and query.dtype in TYPES
+        and query.dtype == key.dtype == value.dtype
+        and all(len(shape) == 4 and None not in shape for shape in shapes)
+        and shapes[1] == shapes[2]
+        and shapes[0][2:] == shapes[1][2:]
+        and shapes[0][-1] % FEATURES_MULTIPLE == 0
+        and shapes[0][-1] <= MOST_FEATURES
+        and is_available()
+    )
+
+
+@functools.cache
+def is_available():
+    """Whether this machine's GPUs, cuDNN and XLA compute attention: tried once, on a small one."""
+    gpus = tf.config.list_physical_devices("GPU")
+    details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
+    capabilities = [x.get("compute_capability", (0, 0)) for x in details]
+    if not gpus or min(capabilities) < LEAST_CAPABILITY:
+        return False
+    run = tf.function(lambda x: _with_gradient(x)[1], jit_compile=True, autograph=False)
+    try:
+        with tf.init_scope(), tf.device("GPU:0"):
+            found = run(tf.ones([1, 8, 1, 8], tf.float16))
+            return bool(tf.reduce_all(tf.math.is_finite(found)))
+    except Exception as error:  # whatever it is, there is another way to go on
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        warnings.warn(
+            f"cuDNN's attention can't be used, and Keras' own is, which is slower: {reason}",
+            stacklevel=2,
+        )
+        return False
+
+
+def _with_gradient(x):
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = attention(x, x, x, scale=1.0, is_causal=True)
+    return y, tape.gradient(y, x)
+
+
+def _attention(query, key, value, bias=None, mask=None, scale=None, is_causal=False, **more):
+    if any(more.values()) or not fits(query, key, value, bias, mask, scale):
+        return keras_attention(query, key, value, bias, mask, scale, is_causal, **more)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    return attention(query, key, value, scale=scale, is_causal=is_causal)
+
+
+def attention(query, key, value, *, scale, is_causal):
+    """Softmax of the scaled products of queries and keys, times the values, by cuDNN; needs XLA.
+
+    Args:
+        query: [batch, queries, heads, features] float16 or bfloat16, of static shape.
+        key: [batch, keys, heads, features], likewise.
+        value: Likewise.
+        scale: Factor of the products, which are float32 inside.
+        is_causal: Whether a query sees only keys up to its own position.
+
+    Returns:
+        [batch, queries, heads, features] of the queries' dtype.
+    """
+    batch, queries, heads, features = query.shape
+    keys, dtype = key.shape[1], query.dtype
+    # cuDNN's results have their heads before their tokens.
+    of_queries = tf.TensorSpec([batch, heads, queries, features], dtype)
+    of_keys = tf.TensorSpec([batch, heads, keys, features], dtype)
+    sums = tf.TensorSpec([batch, heads, queries], tf.float32)
+    config = functools.partial(_config, (batch, heads, queries, keys), dtype, scale, is_causal)
+
+    @tf.custom_gradient
+    def attend(query, key, value):
+        config_of_call = config(FORWARD_PRODUCTS)
+        out, log_sums = _call(FORWARD, [query, key, value], config_of_call, of_queries, sums)
+        out = _tokens_first(out)
+
+        def gradients(upstream):
+            operands = [query, key, value, log_sums, upstream, out]
+            results = of_queries, of_keys, of_keys
+            found = _call(BACKWARD, operands, config(BACKWARD_PRODUCTS), *results)
+            return [_tokens_first(x) for x in found]
+
+        return out, gradients
+
+    return attend(query, key, value)
+
+
+def _call(target, operands, config, *results):
+    workspace = tf.TensorSpec([0], tf.uint8)  # XLA fills in its size
+    return xla.custom_call_v2(target, operands, [*results, workspace], config, False)[:-1]
+
+
+def _tokens_first(x):
+    return tf.transpose(x, [0, 2, 1, 3])
+
+
+def _config(logits_shape, dtype, scale, is_causal, products):
+    """What XLA's compiler reads of a call: its GpuBackendConfig as JSON, int64 as strings."""
+    numbers = {
+        f"{name}_dot_dimension_numbers": {
+            "lhs_contracting_dimensions": [str(left)],
+            "rhs_contracting_dimensions": [str(right)],
+            "lhs_batch_dimensions": [str(axis) for axis in left_batch],
+            "rhs_batch_dimensions": [str(axis) for axis in right_batch],
+        }
+        for name, (left, right, left_batch, right_batch) in products.items()
+    }
+    return json.dumps(
+        {
+            "cudnn_fmha_backend_config": {
+                "algorithm": {
+                    "algo_id": "0",
+                    "math_type": "TENSOR_OP_MATH",
+                    "tuning_knobs": {"17": "1", "24": "0"},
+                    "is_cudnn_frontend": True,
+                    "workspace_size": "0",
+                },
+                "fmha_scale": scale,
+                "intermediate_tensor_shape": {
+                    "element_type": TYPES[dtype],
+                    "dimensions": [str(size) for size in logits_shape],
+                    "layout": {"minor_to_major": ["3", "2", "1", "0"]},
+                    "is_dynamic_dimension": [False] * 4,
+                },
+                "is_flash_attention": True,
+                "mask_type": "CAUSAL" if is_causal else "NO_MASK",
+                "max_seg_per_batch": 1,
+                **numbers,
+            }
+        }
+    )
