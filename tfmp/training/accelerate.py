@@ -37,8 +37,9 @@ def accelerate(model, *, jit_compile=True, fused_layers=None, microbatches=1, re
       divide evenly; each replica draws its own dropout masks; the moving statistics of
       BatchNorm are averaged and stay equal; `steps_per_execution` and Keras'
       `gradient_accumulation_steps` work.
-    - On a GPU, layers that pass fewer times over its memory: BatchNormalization, max pooling and
-      1x1 convolutions compute the same up to rounding (see `tfmp.training.fused`).
+    - On a GPU, layers that pass fewer times over its memory: BatchNormalization, max pooling,
+      1x1 convolutions and dense layers on sequences (see `tfmp.training.fused`), and attention by
+      cuDNN (see `tfmp.training.cudnn_attention`) compute the same up to rounding.
 
     A model with a `train_step` of its own is run as it is. With several replicas or microbatches
     that step has to apply gradients once, by `self.optimizer`, and what it reads of the weights

@@ -11,6 +11,8 @@ While a step is traced for XLA, `fused_layers` changes how layers compute:
 - A dense layer on sequences is one matrix product of all their positions. Keras' is one for each
   example: its backward pass writes a gradient of the weights for each example, and adds them up.
 
+Attention is in `tfmp.training.cudnn_attention`.
+
 What they compute is the same up to rounding. Variables, saved models, evaluation and `predict`
 stay as they are. Second derivatives, as of a gradient penalty, differ from Keras' where they pass
 through BatchNormalization: TensorFlow's own variance takes its mean for a constant there.

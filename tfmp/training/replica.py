@@ -260,7 +260,7 @@ class ReplicaSteps:
 
 @contextlib.contextmanager
 def changed_layers(model, *, fused, remat):
-    """A context in which a model's layers compute as training asks for; see the two modules."""
+    """A context in which a model's layers compute as training asks for; see the modules."""
     with contextlib.ExitStack() as stack:
         if fused:
             stack.enter_context(fused_layers(model))
