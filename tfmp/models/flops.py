@@ -5,20 +5,24 @@ import re
 
 import keras
 from keras import layers
-from keras.src.ops.numpy import Einsum  # it has no public name
+from keras.src.ops.nn import DotProductAttention  # these two have no public names
+from keras.src.ops.numpy import Einsum
 
 DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
 CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
 COUNTED = (layers.Dense, layers.EinsumDense, *DEPTHWISE, *CONVOLUTIONS)
+PRODUCTS = (Einsum, DotProductAttention)
 
 
 def multiply_adds(model: keras.Model) -> int:
     """Multiply-adds of the forward pass of one example.
 
-    Convolutions, dense layers and `keras.ops.einsum` of activations only, as published figures
-    count; a layer counts once, so a model that calls one several times has more. A multiply-add is
-    two floating-point operations, and a training step does about three times those of a forward
-    pass: the backward pass computes a gradient of the inputs and one of the weights.
+    Convolutions, dense layers, logits by a `ReversibleEmbedding`, and products of activations
+    (attention, `keras.ops.einsum`) only, as published figures count; a layer counts once, so a
+    model that calls one several times has more. Attention counts all pairs of tokens, those too
+    that a causal mask leaves out. A multiply-add is two floating-point operations, and a training
+    step does about three times those of a forward pass: the backward pass computes a gradient of
+    the inputs and one of the weights.
 
     Args:
         model: Built functional or Sequential model.
@@ -31,17 +35,32 @@ def multiply_adds(model: keras.Model) -> int:
         for layer in model._flatten_layers(include_self=False)
         if isinstance(layer, COUNTED)
     )
-    return of_layers + sum(
-        of_einsum(node.operation.subscripts, [x.shape for x in node.input_tensors])
-        for node in einsums(model)
+    # Called twice, it has no one output.
+    of_embeddings = sum(
+        of_layer(node.operation, node.outputs[0].shape)
+        for node in _nodes(model)
+        if isinstance(node.operation, layers.ReversibleEmbedding)
     )
+    return of_layers + of_embeddings + sum(map(of_product, products(model)))
 
 
-def einsums(model: keras.Model) -> list:
-    """Keras' nodes of `keras.ops.einsum` in a functional model, as attention has them."""
-    by_depth = getattr(model, "_nodes_by_depth", {})
-    nodes = [node for nodes in by_depth.values() for node in nodes]
-    return [node for node in nodes if isinstance(node.operation, Einsum)]
+def products(model: keras.Model) -> list:
+    """Keras' nodes that multiply activations, as attention does, of the functional models in it."""
+    return [node for node in _nodes(model) if isinstance(node.operation, PRODUCTS)]
+
+
+def _nodes(model):
+    graphs = [x for x in model._flatten_layers() if hasattr(x, "_nodes_by_depth")]
+    return [node for x in graphs for nodes in x._nodes_by_depth.values() for node in nodes]
+
+
+def of_product(node) -> int:
+    """Multiply-adds of a node of `products` for one example."""
+    shapes = [x.shape for x in node.input_tensors]
+    if isinstance(node.operation, DotProductAttention):
+        (_, queries, heads, size), (_, keys, *_) = shapes[:2]
+        return 2 * queries * keys * heads * size
+    return of_einsum(node.operation.subscripts, shapes)
 
 
 def of_einsum(subscripts: str, shapes: list[tuple[int | None, ...]]) -> int:
@@ -68,7 +87,7 @@ def einsum_sizes(layer: layers.EinsumDense) -> tuple[int, int]:
 
 
 def of_layer(layer: keras.Layer, output_shape: tuple[int | None, ...]) -> int:
-    """Multiply-adds of one call of a layer for one example; 0 of layers that are not `COUNTED`.
+    """Multiply-adds of one call of a layer for one example; 0 of layers that multiply nothing.
 
     Args:
         layer: A built layer.
@@ -77,6 +96,10 @@ def of_layer(layer: keras.Layer, output_shape: tuple[int | None, ...]) -> int:
     outputs = math.prod(size or 0 for size in output_shape[1:])
     if isinstance(layer, layers.Dense):
         return outputs * layer.kernel.shape[0]
+    if isinstance(layer, layers.ReversibleEmbedding):
+        # The embedding itself is looked up; its outputs are as many as features.
+        is_logits = output_shape[-1] == layer.input_dim != layer.output_dim
+        return outputs * layer.output_dim if is_logits else 0
     if isinstance(layer, layers.EinsumDense):
         return outputs * einsum_sizes(layer)[0]
     if isinstance(layer, DEPTHWISE):

@@ -72,7 +72,7 @@ def of_model(model):
         function = tf.function(lambda x: model(x, training=True), autograph=False)
         outputs = keras.tree.flatten(function.get_concrete_function(specs).structured_outputs)
     _note_fixed(found, model.inputs, outputs)
-    found += map(_einsum, flops.einsums(model))
+    found += map(_product, flops.products(model))
     return {
         "calls": found,
         "multiply_adds": sum(call["multiply_adds"] for call in found),
@@ -119,15 +119,14 @@ def _call(layer, inputs, outputs):
     return record
 
 
-def _einsum(node):
+def _product(node):
     """The record of a product of activations, which no layer makes."""
-    shapes = [x.shape for x in node.input_tensors]
     return {
         "name": node.operation.name,
-        "type": "einsum",
+        "type": type(node.operation).__name__,
         "dtype": node.outputs[0].dtype,
-        "multiply_adds": flops.of_einsum(node.operation.subscripts, shapes),
-        "inputs": sum(map(_elements, shapes)),
+        "multiply_adds": flops.of_product(node),
+        "inputs": sum(_elements(x.shape) for x in node.input_tensors),
         "outputs": _elements(node.outputs[0].shape),
         "passes": PRODUCT,
     }
