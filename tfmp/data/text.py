@@ -86,26 +86,23 @@ def load(
 
 
 def _windows(name, texts, context):
-    # Of the training windows the first begins at up to `context - 1`.
-    sizes = {
-        "train": len(texts.train) // context - 1,
-        "validation": (len(texts.validation) - 1) // context,
-        "test": (len(texts.test) - 1) // context,
-    }
-    if any(size < (part != "validation" or texts.validation.size > 0) for part, size in sizes.items()):
-        found = ", ".join(f"{len(getattr(texts, part)):,} for {part}" for part in sizes)
+    parts = {"train": texts.train, "validation": texts.validation, "test": texts.test}
+    sizes = {part: max(len(text) - 1, 0) // context for part, text in parts.items()}
+    # A random beginning takes up to a window.
+    sizes["train"] = len(texts.train) // context - 1
+    if any(sizes[part] < 1 and (part != "validation" or len(parts[part])) for part in parts):
+        found = ", ".join(f"{part} {len(text):,}" for part, text in parts.items())
         raise DataError(
-            f"Expected a text of more than 2 windows of {context} tokens to train, and of one for "
-            f"validation and test. Received {name}, tokens: {found}. Use a longer text or a smaller "
-            "context."
+            f"Expected texts of more than a window of {context} tokens, and of two to train. "
+            f"Received {name}, in tokens: {found}. Use a longer text or a smaller context."
         )
     return Data(
         name=name,
         input_shape=(context,),
         class_names=(),
-        sizes={part: max(size, 0) for part, size in sizes.items()},
+        sizes=sizes,
         train=_train(texts.train, context, sizes["train"]),
-        validation=_evaluation(texts.validation, context, max(sizes["validation"], 0)),
+        validation=_evaluation(texts.validation, context, sizes["validation"]),
         test=_evaluation(texts.test, context, sizes["test"]),
         example="window",
         tokens=context,

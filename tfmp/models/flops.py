@@ -35,13 +35,19 @@ def multiply_adds(model: keras.Model) -> int:
         for layer in model._flatten_layers(include_self=False)
         if isinstance(layer, COUNTED)
     )
-    # Called twice, it has no one output.
-    of_embeddings = sum(
-        of_layer(node.operation, node.outputs[0].shape)
+    of_logits = sum(
+        math.prod(node.input_tensors[0].shape[1:]) * node.operation.input_dim
         for node in _nodes(model)
-        if isinstance(node.operation, layers.ReversibleEmbedding)
+        if makes_logits(node.operation, node.input_tensors)
     )
-    return of_layers + of_embeddings + sum(map(of_product, products(model)))
+    return of_layers + of_logits + sum(map(of_product, products(model)))
+
+
+def makes_logits(layer, inputs) -> bool:
+    """Whether a call is of an embedding's matrix the other way round, from features to logits."""
+    if not isinstance(layer, layers.ReversibleEmbedding):
+        return False
+    return keras.backend.is_float_dtype(keras.backend.standardize_dtype(inputs[0].dtype))
 
 
 def products(model: keras.Model) -> list:
@@ -87,7 +93,7 @@ def einsum_sizes(layer: layers.EinsumDense) -> tuple[int, int]:
 
 
 def of_layer(layer: keras.Layer, output_shape: tuple[int | None, ...]) -> int:
-    """Multiply-adds of one call of a layer for one example; 0 of layers that multiply nothing.
+    """Multiply-adds of one call of a layer for one example; 0 of layers that are not `COUNTED`.
 
     Args:
         layer: A built layer.
@@ -96,10 +102,6 @@ def of_layer(layer: keras.Layer, output_shape: tuple[int | None, ...]) -> int:
     outputs = math.prod(size or 0 for size in output_shape[1:])
     if isinstance(layer, layers.Dense):
         return outputs * layer.kernel.shape[0]
-    if isinstance(layer, layers.ReversibleEmbedding):
-        # The embedding itself is looked up; its outputs are as many as features.
-        is_logits = output_shape[-1] == layer.input_dim != layer.output_dim
-        return outputs * layer.output_dim if is_logits else 0
     if isinstance(layer, layers.EinsumDense):
         return outputs * einsum_sizes(layer)[0]
     if isinstance(layer, DEPTHWISE):

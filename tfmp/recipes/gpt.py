@@ -4,7 +4,7 @@ Examples:
     python -m tfmp.recipes.gpt
     python -m tfmp.recipes.gpt --dataset=text:FILE --context=128 --workdir=runs/text
     python -m tfmp.recipes.gpt --workdir=runs/text --sample=500 --prompt="The " --temperature=0.8
-    python -m tfmp.recipes.gpt --dataset=wiki40b/en --model=gpt2_small --batch_size=16 --data_dir=DIR
+    python -m tfmp.recipes.gpt --dataset=wiki40b/en --model=gpt2_small --data_dir=DIR
 
 Evidence (commands, versions and more in recipes/gpt/README.md):
     EVIDENCE
@@ -75,7 +75,9 @@ class Config(TrainingConfig):
     )
     prompt: str = cli.flag("\n", "What the written text goes on from.", group="Sampling")
     temperature: float = cli.flag(
-        1.0, "Below 1: likelier bytes are still likelier; 0: always the likeliest.", group="Sampling"
+        1.0,
+        "Below 1: likelier bytes are still likelier; 0: always the likeliest.",
+        group="Sampling",
     )
 
     optimizer: str = changed("optimizer", "adamw")
@@ -99,25 +101,31 @@ class Config(TrainingConfig):
             raise UserError("Expected a --prompt of one character or more. Received: none.")
 
 
+def sizes(config):
+    """The model's sizes that depend on other settings: a dict of `context` and `vocabulary`."""
+    micro = config.model == "gpt_micro"
+    usual = text.BYTES if micro or config.dataset != "synthetic" else GPT2_VOCABULARY
+    return {
+        "context": config.context or (MICRO_CONTEXT if micro else GPT2_CONTEXT),
+        "vocabulary": config.vocabulary or usual,
+    }
+
+
 def prepare(config):
     """All that comes before the first step: (session, data, compiled model, epoch's steps)."""
-    micro = config.model == "gpt_micro"
-    context = config.context or (MICRO_CONTEXT if micro else GPT2_CONTEXT)
-    words = text.BYTES if micro or config.dataset != "synthetic" else GPT2_VOCABULARY
-    vocabulary = config.vocabulary or words
+    found = sizes(config)
     return recipe.prepare(
         "gpt",
         config,
         load=lambda: text.load(
             config.dataset,
-            context=context,
-            vocabulary=vocabulary,
+            **found,
             data_dir=config.data_dir,
             manual_dir=config.manual_dir,
             validation_fraction=config.validation_fraction,
         ),
         build=lambda data: gpt.MODELS[config.model](
-            vocabulary=vocabulary, context=context, dropout=config.dropout, name=config.model
+            **found, dropout=config.dropout, name=config.model
         ),
         learn=lambda model, data: language.LanguageModel(
             model, attention_part=config.attention_part, seed=config.seed
