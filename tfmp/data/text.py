@@ -167,7 +167,8 @@ def _from_tfds(name, options):
     features = builder.info.features
     if not hasattr(features, "keys") or "text" not in features:
         raise DataError(
-            f"Expected a data set with a feature 'text'. Received: {name}, which has {features}."
+            f"Expected a data set with a feature 'text'. Received: {name}, which has "
+            f"{', '.join(features) if hasattr(features, 'keys') else features}."
         )
     if not builder.info.splits:
         prepare.prepare(name, builder, options)
