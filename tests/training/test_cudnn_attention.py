@@ -12,6 +12,7 @@ import tensorflow as tf
 import tfmp
 from tfmp import policies
 from tfmp.training import cudnn_attention
+from tfmp.training.attention import in_parts
 from tfmp.training.cudnn_attention import attention, keras_attention
 
 
@@ -105,6 +106,23 @@ def test_what_the_kernel_can_not_do_is_left_to_keras(monkeypatch):
     assert not fits(*(tf.tile(x, [1, 1, 1, 9]) for x in (query, key, value)))  # 144 features
     monkeypatch.setattr(cudnn_attention, "is_available", lambda: False)
     assert not fits(query, key, value)
+
+
+@pytest.mark.parametrize("chosen", [True, False])
+def test_where_it_is_chosen_attention_is_not_computed_in_parts(monkeypatch, chosen):
+    monkeypatch.setattr(cudnn_attention, "is_available", lambda: True)
+    x = keras.Input((6, 2, 8), batch_size=3, dtype="float16")
+    model = keras.Model(x, keras.ops.dot_product_attention(x, x, x, scale=1.0, is_causal=True))
+
+    @tf.function(jit_compile=True, autograph=False)
+    def run(x):
+        context = cudnn_attention.cudnn_attention() if chosen else contextlib.nullcontext()
+        with context, in_parts(model, 2):
+            return model(x)
+
+    text = run.experimental_get_compiler_ir(tf.zeros([3, 6, 2, 8], tf.float16))(stage="hlo")
+    assert text.count(f'"{cudnn_attention.FORWARD}"') == (1 if chosen else 0)
+    assert text.count(" concatenate(") == (0 if chosen else 1)
 
 
 def test_keras_own_is_back_behind_the_context_whatever_happens():

@@ -65,6 +65,8 @@ class Data:
         augmentation: The entry of `augment.AUGMENTATIONS` that suits these images.
         example: What an example is, such as "image"; in the singular.
         tokens: Tokens of an example, where speed is counted in these; else None.
+        origin: What tells these very data from others of the same name, such as a version or a
+            checksum; empty where the name says it all.
     """
 
     name: str
@@ -77,3 +79,4 @@ class Data:
     augmentation: str = "none"
     example: str = "image"
     tokens: int | None = None
+    origin: str = ""

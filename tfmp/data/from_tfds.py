@@ -189,14 +189,14 @@ def _streamed(name, source, splits, shape, augmentation, options) -> Data:
 
 def prepared(name: str, options: Options, also_known: list[str]) -> "Source":
     """A data set of labeled images, prepared if it isn't; arguments and errors as of `load`."""
-    builder = _builder(name, options.data_dir, also_known)
+    builder = open_builder(name, options.data_dir, also_known)
     keys = _keys(name, builder.info)
     if not builder.info.splits:
         prepare.prepare(name, builder, options)
     return Source(builder, *keys)
 
 
-def _builder(name, data_dir, also_known):
+def open_builder(name, data_dir, also_known):
     import tensorflow_datasets as tfds
 
     known = tfds.list_builders(with_community_datasets=False)

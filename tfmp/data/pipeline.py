@@ -80,33 +80,12 @@ def in_memory_train(features: Any, labels: np.ndarray) -> Callable:
             float32, integers but uint8 become int32.
         labels: Array [examples, ...], likewise.
     """
-    features, labels = _on_host(features), _on_host(labels)
-    examples = int(labels.shape[0])
+    features, labels = on_host(features), on_host(labels)
 
-    def train(
-        batch_size: int, *, seed: int, start_step: int = 0, multiple_of: int = 1
-    ) -> tf.data.Dataset:
-        steps = steps_per_epoch(examples, batch_size, multiple_of)
-        first_epoch, first_step = _position(start_step, steps)
+    def gather(chosen, key):
+        return tf.nest.map_structure(lambda x: tf.gather(x, chosen), (features, labels))
 
-        def one_epoch(epoch):
-            chosen = tf.reshape(order(seed, epoch, examples)[: steps * batch_size], [steps, -1])
-            start = tf.where(epoch == first_epoch, first_step, 0)
-            return tf.data.Dataset.from_tensor_slices(
-                tf.ensure_shape(chosen, [steps, batch_size])[start:]
-            )
-
-        batches = tf.data.Dataset.counter(first_epoch).flat_map(one_epoch)
-        gathered = batches.map(
-            lambda chosen: tf.nest.map_structure(
-                lambda x: tf.gather(x, chosen), (features, labels)
-            ),
-            num_parallel_calls=tf.data.AUTOTUNE,
-            deterministic=True,
-        )
-        return _finish(_endless(gathered))
-
-    return train
+    return gathered_train(gather, int(labels.shape[0]))
 
 
 def in_memory_evaluation(features: Any, labels: np.ndarray) -> Callable | None:
@@ -118,17 +97,60 @@ def in_memory_evaluation(features: Any, labels: np.ndarray) -> Callable | None:
     """
     if not len(labels):
         return None
-    features, labels = _on_host(features), _on_host(labels)
-    examples = int(labels.shape[0])
+    features, labels = on_host(features), on_host(labels)
+
+    def gather(start, end):
+        return tf.nest.map_structure(lambda x: x[start:end], (features, labels))
+
+    return gathered_evaluation(gather, int(labels.shape[0]))
+
+
+def gathered_train(gather: Callable, examples: int) -> Callable:
+    """The `train` of a `Data` that makes a batch of the numbers of its examples.
+
+    Args:
+        gather: `gather(chosen, key)` gives (features, labels); `chosen` is int64 [batch], of 0 to
+            `examples - 1`, and `key` int32 [2], the same throughout an epoch.
+        examples: Number of examples in an epoch.
+    """
+
+    def train(
+        batch_size: int, *, seed: int, start_step: int = 0, multiple_of: int = 1
+    ) -> tf.data.Dataset:
+        steps = steps_per_epoch(examples, batch_size, multiple_of)
+        first_epoch, first_step = _position(start_step, steps)
+
+        def one_epoch(epoch):
+            chosen = tf.reshape(order(seed, epoch, examples)[: steps * batch_size], [steps, -1])
+            start = tf.where(epoch == first_epoch, first_step, 0)
+            batches = tf.data.Dataset.from_tensor_slices(
+                tf.ensure_shape(chosen, [steps, batch_size])[start:]
+            )
+            key = epoch_key(seed, epoch)
+            return batches.map(lambda chosen: (chosen, key))
+
+        batches = tf.data.Dataset.counter(first_epoch).flat_map(one_epoch)
+        gathered = batches.map(gather, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        return _finish(_endless(gathered))
+
+    return train
+
+
+def gathered_evaluation(gather: Callable, examples: int) -> Callable | None:
+    """The `validation` or `test` of a `Data` that makes a batch of the numbers of its examples.
+
+    Args:
+        gather: `gather(start, end)` gives (features, labels) of the examples from `start` to
+            before `end`, or to the last one; scalar int64.
+        examples: Number of examples; where there are none, this is None.
+    """
+    if not examples:
+        return None
 
     def evaluation(batch_size: int) -> tf.data.Dataset:
         _check_batch_size(batch_size)
         starts = tf.data.Dataset.range(0, examples, batch_size)
-        batches = starts.map(
-            lambda start: tf.nest.map_structure(
-                lambda x: x[start : start + batch_size], (features, labels)
-            )
-        )
+        batches = starts.map(lambda start: gather(start, start + batch_size))
         return _finish(batches.map(lambda features, labels: _padded(features, labels, batch_size)))
 
     return evaluation
@@ -193,6 +215,13 @@ def padded_batches(batches: tf.data.Dataset, batch_size: int) -> tf.data.Dataset
     """Batches of (images, labels), of which the last may be short, as a `test` of a `Data` is."""
     batches = batches.map(_with_int32_labels)
     return _finish(batches.map(lambda images, labels: _padded(images, labels, batch_size)))
+
+
+def on_host(arrays: Any) -> Any:
+    """Arrays as tensors in the host's memory: floats as float32, integers but uint8 as int32."""
+    # Without the scope a machine with a GPU would hold the whole data set in GPU memory.
+    with tf.device("/CPU:0"):
+        return tf.nest.map_structure(lambda x: tf.constant(_narrowed(np.asarray(x))), arrays)
 
 
 def hold_out(labels: np.ndarray, keys: np.ndarray, fraction: float) -> tuple:
@@ -261,12 +290,6 @@ def _finish(dataset: tf.data.Dataset) -> tf.data.Dataset:
 def _endless(dataset: tf.data.Dataset) -> tf.data.Dataset:
     """Says what tf.data can't see through a flat_map, for Keras and whoever asks."""
     return dataset.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
-
-
-def _on_host(arrays):
-    # Without the scope a machine with a GPU would hold the whole data set in GPU memory.
-    with tf.device("/CPU:0"):
-        return tf.nest.map_structure(lambda x: tf.constant(_narrowed(np.asarray(x))), arrays)
 
 
 def _narrowed(array):

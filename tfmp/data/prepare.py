@@ -20,7 +20,7 @@ def prepare(name: str, builder, options: Options) -> None:
     """
     import tensorflow_datasets as tfds
 
-    urls = builder.url_infos
+    urls = builder.url_infos or {}  # some sets have none
     if options.manual_dir is not None:
         _check_manual_dir(name, builder, urls, Path(options.manual_dir).expanduser())
     elif builder.MANUAL_DOWNLOAD_INSTRUCTIONS:

@@ -5,20 +5,24 @@ import re
 
 import keras
 from keras import layers
-from keras.src.ops.numpy import Einsum  # it has no public name
+from keras.src.ops.nn import DotProductAttention  # these two have no public names
+from keras.src.ops.numpy import Einsum
 
 DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
 CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
 COUNTED = (layers.Dense, layers.EinsumDense, *DEPTHWISE, *CONVOLUTIONS)
+PRODUCTS = (Einsum, DotProductAttention)
 
 
 def multiply_adds(model: keras.Model) -> int:
     """Multiply-adds of the forward pass of one example.
 
-    Convolutions, dense layers and `keras.ops.einsum` of activations only, as published figures
-    count; a layer counts once, so a model that calls one several times has more. A multiply-add is
-    two floating-point operations, and a training step does about three times those of a forward
-    pass: the backward pass computes a gradient of the inputs and one of the weights.
+    Convolutions, dense layers, logits by a `ReversibleEmbedding`, and products of activations
+    (attention, `keras.ops.einsum`) only, as published figures count; a layer counts once, so a
+    model that calls one several times has more. Attention counts all pairs of tokens, those too
+    that a causal mask leaves out. A multiply-add is two floating-point operations, and a training
+    step does about three times those of a forward pass: the backward pass computes a gradient of
+    the inputs and one of the weights.
 
     Args:
         model: Built functional or Sequential model.
@@ -31,17 +35,38 @@ def multiply_adds(model: keras.Model) -> int:
         for layer in model._flatten_layers(include_self=False)
         if isinstance(layer, COUNTED)
     )
-    return of_layers + sum(
-        of_einsum(node.operation.subscripts, [x.shape for x in node.input_tensors])
-        for node in einsums(model)
+    of_logits = sum(
+        math.prod(node.input_tensors[0].shape[1:]) * node.operation.input_dim
+        for node in _nodes(model)
+        if makes_logits(node.operation, node.input_tensors)
     )
+    return of_layers + of_logits + sum(map(of_product, products(model)))
 
 
-def einsums(model: keras.Model) -> list:
-    """Keras' nodes of `keras.ops.einsum` in a functional model, as attention has them."""
-    by_depth = getattr(model, "_nodes_by_depth", {})
-    nodes = [node for nodes in by_depth.values() for node in nodes]
-    return [node for node in nodes if isinstance(node.operation, Einsum)]
+def makes_logits(layer, inputs) -> bool:
+    """Whether a call is of an embedding's matrix the other way round, from features to logits."""
+    if not isinstance(layer, layers.ReversibleEmbedding):
+        return False
+    return keras.backend.is_float_dtype(keras.backend.standardize_dtype(inputs[0].dtype))
+
+
+def products(model: keras.Model) -> list:
+    """Keras' nodes that multiply activations, as attention does, of the functional models in it."""
+    return [node for node in _nodes(model) if isinstance(node.operation, PRODUCTS)]
+
+
+def _nodes(model):
+    graphs = [x for x in model._flatten_layers() if hasattr(x, "_nodes_by_depth")]
+    return [node for x in graphs for nodes in x._nodes_by_depth.values() for node in nodes]
+
+
+def of_product(node) -> int:
+    """Multiply-adds of a node of `products` for one example."""
+    shapes = [x.shape for x in node.input_tensors]
+    if isinstance(node.operation, DotProductAttention):
+        (_, queries, heads, size), (_, keys, *_) = shapes[:2]
+        return 2 * queries * keys * heads * size
+    return of_einsum(node.operation.subscripts, shapes)
 
 
 def of_einsum(subscripts: str, shapes: list[tuple[int | None, ...]]) -> int:

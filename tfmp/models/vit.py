@@ -12,11 +12,10 @@ patch gets one bias more, and the class token a position. Only Keras' own layers
 are used: a saved model loads without tfmp.
 
 Of the precision: images are normalized in float32; LayerNormalization computes in float32 inside,
-as Keras' does anyhow; queries are divided by sqrt(size of a head) before they meet the keys, since
-undivided products pass float16's largest value, 65504, and then NaN comes out; the softmax is in
-float32, and the logits are. (`keras.layers.MultiHeadAttention` divides after the product, and has
-three products where one does for queries, keys and values. With dropout it divides first, but has
-its softmax in float16.)
+as Keras' does anyhow; attention divides the queries before they meet the keys and has its softmax
+in float32, and the logits are. (`keras.layers.MultiHeadAttention` divides after the product, and
+has three products where one does for queries, keys and values. With dropout it divides first, but
+has its softmax in float16.)
 
 References:
     Dosovitskiy et al. 2020, An Image is Worth 16x16 Words, arXiv:2010.11929, equations 1-4 and
@@ -35,6 +34,7 @@ from keras import layers, ops
 
 from tfmp.errors import UserError
 from tfmp.models import parts
+from tfmp.models.attention import attention
 
 # The paper's code and DeiT's have this one; Keras' default is 1e-3.
 EPSILON = 1e-6
@@ -56,7 +56,6 @@ def vit(
     patch_size: int | None = None,
     pool: str = "token",
     dropout: float = 0.0,
-    attention_dropout: float = 0.0,
     stochastic_depth: float = 0.0,
     position_stddev: float = 0.02,
     seed: int | None = None,
@@ -75,7 +74,6 @@ def vit(
             4 doesn't divide); so 16 for images of 224 px, 8 for 64, and 4 for 32 and 8.
         pool: "token" (the class token) or "mean" (of all patches; there is no class token then).
         dropout: Share of features dropped behind the embedding and at each branch's end.
-        attention_dropout: Share of attention's weights dropped.
         stochastic_depth: Share of examples for which the last block's branches are left out; it
             grows linearly from 0 at the first block.
         position_stddev: Deviation of the initial position embeddings; the papers' code has 0.02.
@@ -91,9 +89,9 @@ def vit(
         ValueError: A shape, a size or a rate that can't be.
     """
     parts.check(classes, input_shape)
-    _check(width, heads, pool, dropout, attention_dropout, stochastic_depth)
+    _check(width, heads, pool, dropout, stochastic_depth)
     side = _patch_size(input_shape, patch_size)
-    make = _Layers(width, heads, dropout, attention_dropout, seed)
+    make = _Layers(width, heads, dropout, seed)
     images = keras.Input(input_shape, name="images")
     x = _patches(parts.normalize(images), side)
     if pool == "token":
@@ -130,11 +128,10 @@ def vit(
 class _Layers:
     """The layers of one network: their common settings, and the seed of each."""
 
-    def __init__(self, width, heads, dropout, attention_dropout, seed):
+    def __init__(self, width, heads, dropout, seed):
         self.width = width
         self.heads = heads
         self.dropout = dropout
-        self.attention_dropout = attention_dropout
         self._seed = seed
 
     def seed(self, name: str) -> int | None:
@@ -189,14 +186,7 @@ def _attention(make: _Layers, x, name: str):
     x = make.dense(x, 3 * width, f"{name}_qkv", mode="fan_in")
     x = layers.Reshape((tokens, 3, make.heads, size), name=f"{name}_heads")(x)
     queries, keys, values = ops.unstack(x, 3, axis=2)
-    logits = ops.einsum("bqhd,bkhd->bhqk", queries * size**-0.5, keys)
-    # Operations and no layer, which a change of the model's policy would change, too.
-    weights = ops.softmax(ops.cast(logits, "float32"))
-    # This layer takes the weights back to the policy's dtype, even where it drops nothing.
-    weights = layers.Dropout(
-        make.attention_dropout, seed=make.seed(f"{name}_weights"), name=f"{name}_weights"
-    )(weights)
-    x = ops.einsum("bhqk,bkhd->bqhd", weights, values)
+    x = attention(queries, keys, values)
     x = layers.Reshape((tokens, width), name=f"{name}_joined")(x)
     return make.dense(x, width, f"{name}_out")
 
@@ -236,7 +226,7 @@ def _check(width, heads, pool, *rates) -> None:
         raise UserError(f"pool: expected one of {POOLS}. Received: {pool!r}")
     if not all(0 <= rate < 1 for rate in rates):
         raise UserError(
-            "dropout, attention_dropout and stochastic_depth: expected from 0 to below 1. "
+            "dropout and stochastic_depth: expected from 0 to below 1. "
             f"Received: {', '.join(map(str, rates))}"
         )
 

@@ -9,7 +9,9 @@ from tfmp.errors import UserError
 cli.prepare()
 
 # The model to measure on an accelerator, where a recipe's own default is too small to fill it.
-LARGE_MODELS = {"resnet": "resnet50", "vit": "vit_small"}
+LARGE_MODELS = {"resnet": "resnet50", "vit": "vit_small", "gpt": "gpt2_small"}
+# Examples in a step there, where an example is more than an image.
+LARGE_BATCHES = {"gpt": 16}
 
 
 def names():
@@ -17,8 +19,8 @@ def names():
     return [module.name for module in pkgutil.iter_modules(__path__)]
 
 
-def default_model(name):
-    """The recipe's own default of --model.
+def config_type(name):
+    """The recipe's `Config`.
 
     Raises:
         UserError: No such recipe.
@@ -26,7 +28,17 @@ def default_model(name):
     if name not in names():
         known = ", ".join(names())
         raise UserError(f"Expected a recipe out of {known}. Received: {name!r}.")
-    return importlib.import_module(f"tfmp.recipes.{name}").Config.model
+    return importlib.import_module(f"tfmp.recipes.{name}").Config
+
+
+def default_model(name):
+    """The recipe's own default of --model; errors as of `config_type`."""
+    return config_type(name).model
+
+
+def takes_images(name):
+    """Whether a recipe has images of a size to choose; errors as of `config_type`."""
+    return hasattr(config_type(name), "image_size")
 
 
 def large_model(name):
@@ -37,3 +49,8 @@ def large_model(name):
     """
     usual = default_model(name)
     return LARGE_MODELS.get(name, usual)
+
+
+def large_batch(name):
+    """Examples in a step of that model, to fill an accelerator of 40 GB or more."""
+    return LARGE_BATCHES.get(name, 256)

@@ -47,10 +47,14 @@ class Callbacks(keras.callbacks.CallbackList):
 
 
 class StepLogs(loss_scale.LossScaleLogger):
-    """Adds learning rate, loss scale and its counters to the logs of each epoch."""
+    """Adds derived figures, learning rate, loss scale and its counters to each epoch's logs."""
 
     def on_epoch_end(self, epoch, logs=None):
         """Adds to the logs, which the callbacks behind this one read."""
+        for prefix in ("", "val_"):
+            means = {k.removeprefix(prefix): v for k, v in logs.items() if k.startswith(prefix)}
+            if "loss" in means:
+                logs |= {prefix + k: v for k, v in self.model.derived(means).items()}
         logs["learning_rate"] = float(tf.convert_to_tensor(self.model.optimizer.learning_rate))
         super().on_epoch_end(epoch, logs)
 

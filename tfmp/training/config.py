@@ -67,8 +67,8 @@ class TrainingConfig:
     )
     fused_layers: Literal["auto", "true", "false"] = flag(
         "auto",
-        "Run BatchNorm, pooling, 1x1 convolutions, dense layers on sequences and attention in fewer "
-        "passes over memory; auto: where XLA compiles for a GPU.",
+        "Run BatchNorm, pooling, 1x1 convolutions, dense layers on sequences and attention in "
+        "fewer passes over memory; auto: where XLA compiles for a GPU.",
         group="Precision",
     )
 

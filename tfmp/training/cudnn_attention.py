@@ -57,6 +57,11 @@ def cudnn_attention():
         nn.dot_product_attention = keras_attention
 
 
+def takes(*tensors):
+    """Whether cuDNN computes attention of such tensors here and now; arguments as for `fits`."""
+    return nn.dot_product_attention is _attention and fits(*tensors)
+
+
 def fits(query, key, value, bias=None, mask=None, scale=None):
     """Whether cuDNN computes attention of such tensors on this machine.
 

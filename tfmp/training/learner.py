@@ -80,6 +80,14 @@ class Learner(keras.Model):
         """List of Keras metrics, new ones each time; by default none but the loss."""
         return []
 
+    def derived(self, means):
+        """Figures that follow from an epoch's means: a dict that goes to its logs, too.
+
+        Args:
+            means: Dict of floats, of "loss" and the metrics by name.
+        """
+        return {}
+
     def train_step(self, data):
         """One update; returns the running means of the metrics since the epoch's begin."""
         return super().train_step(self.prepare(*data))

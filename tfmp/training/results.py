@@ -140,6 +140,7 @@ def _collect(session, config, data, learner, fitted, rows):
             "class_names": data.class_names,
             "sizes": data.sizes,
             "example": data.example,
+            "origin": data.origin,
         },
         "final": _last(rows) | test,
         "best": _best(rows, learner),
@@ -213,6 +214,7 @@ def _evaluate(learner, data, config):
         return {}
     with naming_errors(config, learner.model):
         logs = learner.evaluate(data.test(config.batch_size), return_dict=True, verbose=0)
+    logs |= learner.derived(logs)
     return {f"test_{name}": float(value) for name, value in logs.items()}
 
 

@@ -45,8 +45,8 @@ class Config:
     )
     model: str | None = cli.flag(
         None,
-        "A --model of the recipe; none: resnet50 or vit_small on an accelerator, on a CPU the "
-        "recipe's default.",
+        "A --model of the recipe; none: resnet50, vit_small or gpt2_small on an accelerator, on a "
+        "CPU the recipe's default.",
         group="Work",
     )
     image_size: int | None = cli.flag(
@@ -59,8 +59,8 @@ class Config:
     )
     batch_sizes: tuple[int, ...] = cli.flag(
         (),
-        "Examples in a step, one or more; none given: 32 on a CPU, else 128,256, or 32,64 where "
-        "the device has less than 30 GB.",
+        "Examples in a step, one or more; none given: 32 on a CPU, else 128,256 (of text 8,16), "
+        "or 32,64 (of text 2,4) where the device has less than 30 GB.",
         group="Work",
     )
 

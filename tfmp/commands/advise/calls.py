@@ -72,7 +72,7 @@ def of_model(model):
         function = tf.function(lambda x: model(x, training=True), autograph=False)
         outputs = keras.tree.flatten(function.get_concrete_function(specs).structured_outputs)
     _note_fixed(found, model.inputs, outputs)
-    found += map(_einsum, flops.einsums(model))
+    found += map(_product, flops.products(model))
     return {
         "calls": found,
         "multiply_adds": sum(call["multiply_adds"] for call in found),
@@ -102,32 +102,36 @@ def _recorded(layer, found):
 
 
 def _call(layer, inputs, outputs):
+    logits = flops.makes_logits(layer, inputs)
+    sizes = (layer.output_dim, layer.input_dim) if logits else _sizes(layer)
+    shapes = inputs[0].shape if inputs else (), outputs[0].shape
     record = {
         "name": layer.path or layer.name,
         "type": type(layer).__name__,
         "dtype": layer.compute_dtype,
-        "multiply_adds": _multiply_adds(layer, inputs[0].shape if inputs else (), outputs[0].shape),
+        "multiply_adds": _elements(shapes[0]) * layer.input_dim
+        if logits
+        else _multiply_adds(layer, *shapes),
         "inputs": sum(_elements(x.shape) for x in inputs if x.dtype.is_floating),
         "outputs": sum(_elements(x.shape) for x in outputs if x.dtype.is_floating),
-        "passes": _passes(layer),
+        "passes": PRODUCT if logits else _passes(layer),
     }
-    if sizes := _sizes(layer):
-        dense = isinstance(layer, layers.Dense | layers.EinsumDense)
+    if sizes:
+        dense = logits or isinstance(layer, layers.Dense | layers.EinsumDense)
         rows = _elements(outputs[0].shape) // sizes[1] if dense else None
         record |= dict(zip(("input_size", "output_size"), sizes, strict=True))
         record |= {"rows": rows, "fixed": []}
     return record
 
 
-def _einsum(node):
+def _product(node):
     """The record of a product of activations, which no layer makes."""
-    shapes = [x.shape for x in node.input_tensors]
     return {
         "name": node.operation.name,
-        "type": "einsum",
+        "type": type(node.operation).__name__,
         "dtype": node.outputs[0].dtype,
-        "multiply_adds": flops.of_einsum(node.operation.subscripts, shapes),
-        "inputs": sum(map(_elements, shapes)),
+        "multiply_adds": flops.of_product(node),
+        "inputs": sum(_elements(x.shape) for x in node.input_tensors),
         "outputs": _elements(node.outputs[0].shape),
         "passes": PRODUCT,
     }

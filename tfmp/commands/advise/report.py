@@ -57,7 +57,7 @@ def model_lines(facts, device):
     work, settings = facts["work"], facts["settings"]
     pixels = f", {settings['image_size']} px" if settings["image_size"] else ""
     adds = work["multiply_adds"]
-    name = settings["model"] if pixels else settings["target"]
+    name = settings["model"] or settings["target"]
     yield (
         f"{name}{pixels}: {adds / 1e9:.3g} G multiply-adds an example, "
         f"{work['parameters'] / 1e6:.3g} M parameters"
@@ -130,7 +130,10 @@ def probe_line(row):
     if row["status"] == "failed":
         return f"failed: {row['reason']}"
     memory = row["peak_memory_bytes"]
-    text = f"{rows.speed(row):,.0f} examples/s, {row['ms_per_step']['median']:.3g} ms a step"
+    tokens = row.get("tokens_per_second")
+    text = f"{rows.speed(row):,.0f} examples/s, "
+    text += f"{tokens:,.0f} tokens/s, " if tokens else ""
+    text += f"{row['ms_per_step']['median']:.3g} ms a step"
     text += f", peak {memory / 2**30:.2f} GiB" if memory else ""
     return text + (f" (doubtful: {row['reason']})" if row["reason"] else "")
 

@@ -34,17 +34,19 @@ def defaults(spec, device):
     on_cpu = device.kind == "cpu"
     sizes: tuple[int, ...] = (32,)
     if not on_cpu:
-        sizes = (128, 256) if (device.memory_bytes or 0) > LARGE_MEMORY_BYTES else (32, 64)
+        large = 256 if is_function(spec["target"]) else recipes.large_batch(spec["target"])
+        large //= 1 if (device.memory_bytes or 0) > LARGE_MEMORY_BYTES else 4
+        sizes = (large // 2, large)
     found = spec | {"batch_sizes": tuple(spec["batch_sizes"]) or sizes}
     if is_function(spec["target"]):
         return found
     choose = recipes.default_model if on_cpu else recipes.large_model
-    return found | {
-        "model": spec["model"] or choose(spec["target"]),
+    found["model"] = spec["model"] or choose(spec["target"])
+    if recipes.takes_images(spec["target"]):
         # On a CPU the recipe's default model, on images small enough for a minute and large enough
         # to show what arithmetic costs: at 8 px the calls themselves take half of the time.
-        "image_size": spec["image_size"] or (32 if on_cpu else 224),
-    }
+        found["image_size"] = spec["image_size"] or (32 if on_cpu else 224)
+    return found
 
 
 def benchmark_config(spec):
@@ -54,15 +56,16 @@ def benchmark_config(spec):
         UserError: No such recipe.
     """
     usual = recipes.default_model(spec["target"])
-    return benchmark.Config(
+    config = benchmark.Config(
         recipe=spec["target"],
         model=spec["model"] or usual,
-        image_size=spec["image_size"] or 224,
+        image_size=spec["image_size"],
         repeats=1,
         windows=WINDOWS,
         steps=spec["steps"],
         limit_seconds=spec["limit_seconds"],
     )
+    return benchmark.complete(config)
 
 
 def case(policy, jit_compile, batch_size):

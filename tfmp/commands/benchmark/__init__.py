@@ -49,7 +49,9 @@ class Config:
     model: str | None = cli.flag(
         None, "A --model of the recipe; none: its one for GPUs, such as resnet50.", group="Work"
     )
-    image_size: int = cli.flag(224, "Height and width of the images in pixels.", group="Work")
+    image_size: int | None = cli.flag(
+        None, "Height and width of the images in pixels; none: 224.", group="Work"
+    )
     policies: tuple[str, ...] = cli.flag(
         ("mixed_float16", "float32"), "Out of mixed_float16, mixed_bfloat16, float32.", group="Work"
     )
@@ -62,7 +64,10 @@ class Config:
         group="Work",
     )
     batch_sizes: tuple[int, ...] = cli.flag(
-        (256,), "Images in a step; of each replica, unless --scaling=strong.", group="Work"
+        (),
+        "Examples in a step, one or more; of each replica, unless --scaling=strong; none given: "
+        "256, or 16 windows of text.",
+        group="Work",
     )
     replicas: tuple[int, ...] = cli.flag((1,), "GPUs that train together.", group="Work")
     scaling: Literal["weak", "strong"] = cli.flag(
@@ -77,8 +82,8 @@ class Config:
     )
     dataset: str = cli.flag(
         "synthetic",
-        "What the pipeline reads: random images in the host's memory, or another --dataset of the "
-        "recipe, such as folder:PATH.",
+        "What the pipeline reads: random examples in the host's memory, or another --dataset of "
+        "the recipe, such as folder:PATH.",
         group="Work",
     )
     loss_scale: tuple[str, ...] = cli.flag(
@@ -109,7 +114,7 @@ class Config:
         group="Peer",
     )
     peer_python: str | None = cli.flag(
-        None, "Python that has torch and torchvision; none: this one.", group="Peer"
+        None, "Python that has torch, and torchvision for images; none: this one.", group="Peer"
     )
 
     output: str | None = cli.flag(
@@ -127,8 +132,9 @@ class Config:
     def __post_init__(self):
         """Checks what the types don't hold."""
         for name in ("image_size", "repeats", "windows", "steps", "limit_seconds"):
-            if getattr(self, name) < 1:
-                raise UserError(f"Expected --{name} above 0. Received: {getattr(self, name)}.")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"Expected --{name} above 0. Received: {value}.")
         if not 0 <= self.tolerance < 1 or not math.isfinite(self.tolerance):
             raise UserError(f"Expected --tolerance from 0 to below 1. Received: {self.tolerance}.")
         for name, allowed in CHOICES.items():
@@ -139,7 +145,7 @@ class Config:
                 )
         for name in (*CHOICES, "batch_sizes", "replicas"):
             values = getattr(self, name)
-            if not values or len(set(values)) < len(values):
+            if (not values and name != "batch_sizes") or len(set(values)) < len(values):
                 given = ",".join(map(str, values)) or "nothing"
                 raise UserError(f"Expected --{name} of one or more, each once. Received: {given}.")
         for name in ("batch_sizes", "replicas"):
@@ -167,8 +173,27 @@ def run(config):
     if len(former) == 2:
         compare.compare(former[0], former[1], config.tolerance)
         return None
-    config = dataclasses.replace(config, model=config.model or recipes.large_model(config.recipe))
-    results = session.measure(config, *former)
+    results = session.measure(complete(config), *former)
     if former:
         compare.compare(former[0], results, config.tolerance)
     return results
+
+
+def complete(config):
+    """A `Config` with what the recipe decides of what was left open.
+
+    Raises:
+        UserError: No such recipe, or one without images that was given their size.
+    """
+    images = recipes.takes_images(config.recipe)
+    if config.image_size and not images:
+        raise UserError(
+            f"Expected no --image_size, since {config.recipe} takes no images. "
+            f"Received: {config.image_size}."
+        )
+    return dataclasses.replace(
+        config,
+        model=config.model or recipes.large_model(config.recipe),
+        image_size=(config.image_size or 224) if images else None,
+        batch_sizes=config.batch_sizes or (recipes.large_batch(config.recipe),),
+    )

@@ -85,7 +85,7 @@ def compare(old, new, tolerance):
     if not common:
         raise UserError("These files have no good measurement of the same work in common.")
     slower = []
-    print("\nimages/s before and now, and their ratio")
+    print("\nexamples/s before and now, and their ratio")
     for key in common:
         ratio = rows.speed(after[key]) / rows.speed(before[key])
         name = f"{key[0]}: {rows.Case(*key[1:])}"

@@ -101,6 +101,8 @@ def measure(spec):
         "cards": cards,
         "all_reduce_ms": all_reduce_ms(classifier),
         "multiply_adds": flops.multiply_adds(classifier.model),
+        "example": data.example,
+        "tokens": data.tokens,
         "arithmetic": arithmetic,
         "peak_tflops": hardware.peak_tflops(session.device.name, arithmetic),
     }

@@ -1,11 +1,13 @@
 """The peer's child process: the same training step in PyTorch. Needs torch, and imports no tfmp.
 
 One JSON spec as its argument, one JSON line out, as `tfmp.commands.benchmark.ours`. The model is
-torchvision's (timm's where torchvision has none of that name), in channels_last, under autocast,
-with torch.compile where the spec says XLA, and a fused SGD with Nesterov momentum or AdamW, as the
-recipe has it. Images are uint8 and are normalized on the device, as in tfmp's models.
+torchvision's (timm's where torchvision has none of that name), in channels_last, or that of
+`peer_gpt`; under autocast, with torch.compile where the spec says XLA, and a fused SGD with
+Nesterov momentum or AdamW, as the recipe has it. Images are uint8 and are normalized on the device,
+as in tfmp's models.
 """
 
+import importlib
 import importlib.metadata
 import itertools
 import json
@@ -15,16 +17,25 @@ import platform
 import sys
 import time
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-import timing
+HERE = str(pathlib.Path(__file__).parent)
 
-# The names of the other files here are not for torch's own imports to find.
-sys.path[:] = [path for path in sys.path if path != str(pathlib.Path(__file__).parent)]
+
+def beside(name):
+    """A module of this folder, whose files' names are not for torch's own imports to find."""
+    sys.path[:] = [HERE, *(path for path in sys.path if path != HERE)]
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(HERE)
+
+
+timing = beside("timing")
 try:
     import torch
     import torch.utils.data
 except ImportError:
     sys.exit(f"error: torch is not installed for {sys.executable} (--peer_python)")
+peer_gpt = beside("peer_gpt")
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -61,15 +72,13 @@ class TorchWork(timing.Work):
     def __init__(self, spec, device):
         dtype = DTYPES.get(spec["policy"])
         torch.manual_seed(0)
-        model = _model(spec["model"], spec["classes"], spec["image_size"])
-        model = model.to(device, memory_format=torch.channels_last).train()
-        self._weights = list(model.parameters())
+        self._forward = _loss(spec, dtype, device).train()
+        self._weights = list(self._forward.parameters())
         self._optimizer = _optimizer(spec, self._weights)
         self._clip_norm = spec["clip_norm"]
         scaled = dtype is torch.float16 and spec["loss_scale"] == "recipe"
         self.scaler = torch.amp.GradScaler(device.type, init_scale=2.0**15, enabled=scaled)
         self._steps = torch.zeros((), dtype=torch.int64, device=device)
-        self._forward = Loss(model, dtype).to(device)
         if spec["jit_compile"]:
             self._forward = torch.compile(self._forward)
         batches = _batches(spec, device)
@@ -99,7 +108,7 @@ class TorchWork(timing.Work):
         return int(self._steps.item())
 
     def weight(self):
-        """Squares of the last parameter, the bias of the logits, summed."""
+        """Squares of the last parameter, such as the bias of the logits, summed."""
         return float(self._weights[-1].detach().square().sum().item())
 
     def loss(self, steps):
@@ -127,9 +136,9 @@ class _Pool:
 
 
 def _batches(spec, device):
-    """Endless (images, labels) on the device, through torch's own loader and pinned memory."""
+    """Endless (inputs, labels) on the device, through torch's own loader and pinned memory."""
     data = torch.utils.data
-    pool = _Pool(spec)
+    pool = peer_gpt.Pool(spec) if spec["recipe"] == "gpt" else _Pool(spec)
     sampler = data.BatchSampler(
         data.RandomSampler(pool, replacement=True, num_samples=10**9), spec["batch_size"], True
     )
@@ -141,8 +150,8 @@ def _batches(spec, device):
         pin_memory=device.type == "cuda",
         prefetch_factor=4,
     )
-    for images, labels in loader:
-        yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+    for inputs, labels in loader:
+        yield inputs.to(device, non_blocking=True), labels.to(device, non_blocking=True)
 
 
 def _optimizer(spec, weights):
@@ -160,6 +169,14 @@ def _optimizer(spec, weights):
     for weight in weights:
         optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
     return optimizer
+
+
+def _loss(spec, dtype, device):
+    """The module from a batch to its loss, with the model in it."""
+    if spec["recipe"] == "gpt":
+        return peer_gpt.Loss(spec, dtype).to(device)
+    model = _model(spec["model"], spec["classes"], spec["image_size"])
+    return Loss(model.to(memory_format=torch.channels_last), dtype).to(device)
 
 
 def _model(name, classes, image_size):

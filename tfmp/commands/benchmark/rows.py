@@ -16,7 +16,7 @@ class Case:
     Attributes:
         policy: Name of the dtype policy.
         jit_compile: Whether XLA compiles the step; of the peer, torch.compile.
-        batch_size: Images a step, of all replicas.
+        batch_size: Examples a step, of all replicas.
         input: "device" or "host".
         loss_scale: "recipe" or "none".
         remat: Whether activations are computed once more instead of kept.
@@ -87,8 +87,12 @@ def _figures(case, measured, ours):
     adds, peak = ours.get("multiply_adds"), ours.get("peak_tflops")
     peak = peak and peak * measured[0].get("cards", 1)
     tflops = OPERATIONS * adds * images["median"] / 1e12 if adds else None
+    # The peer's are the same, and it doesn't say so.
+    known = {name: measured[0].get(name) or ours.get(name) for name in ("example", "tokens")}
     return {
+        **known,
         "images_per_second": images,
+        "tokens_per_second": known["tokens"] and images["median"] * known["tokens"],
         "ms_per_step": _spread([1e3 * seconds for seconds in step_s]),
         "first_step_s": [repeat["first_step_s"] for repeat in measured],
         "to_first_step_s": [repeat["to_first_step_s"] for repeat in measured],
@@ -169,6 +173,13 @@ def speed(row):
     return row.get("images_per_second", {}).get("median") or math.nan
 
 
+def speed_in_words(row):
+    """Examples/s of a row, and tokens/s where it has some."""
+    tokens = row.get("tokens_per_second")
+    more = f", {tokens:,.0f} tokens/s" if tokens else ""
+    return f"{speed(row):,.0f} {row.get('example') or 'image'}s/s{more}"
+
+
 def table(rows):
     """Rows as lines of text, columns aligned, and below them why some are not good."""
     lines = [list(_columns(row)) for row in rows]
@@ -196,16 +207,18 @@ def _columns(row):
     cards = row.get("cards", 1)
     shared = "" if cards == row["replicas"] else f" on {cards}"
     yield "replicas", f"{row['replicas']}{shared}"
-    yield "images/s", _cell(images.get("median"), ",.0f")
+    example = row.get("example") or "image"
+    yield f"{example}s/s", _cell(images.get("median"), ",.0f")
     ends = [f"{images[name]:,.0f}" for name in ("lowest", "highest") if images]
     yield "lowest-highest", "-".join(ends) or "-"
+    yield "tokens/s", _cell(row.get("tokens_per_second"), ",.0f")
     yield "n", str(images.get("n", 0))
     yield "ms/step", _cell(row.get("ms_per_step", {}).get("median"), ".2f")
     yield "first step s, each run", ", ".join(_cell(seconds, ".1f") for seconds in times)
     yield "peak GiB", _cell(row.get("peak_memory_bytes"), ".2f", 2.0**30)
     yield "CPU cores", _cell(row.get("cpu_cores"), ".1f")
     yield "W", _cell(row.get("watts"), ".0f")
-    yield "J/image", _cell(row.get("joules_per_image"), ".4f")
+    yield f"J/{example}", _cell(row.get("joules_per_image"), ".4f")
     yield "TFLOP/s", _cell(row.get("tflops"), ".3g")
     yield "of peak", _cell(row.get("share_of_peak"), ".1%")
     yield "scale costs", _cell(row.get("loss_scale_overhead"), "+.1%")

@@ -95,11 +95,8 @@ def flags(config, case):
     Raises:
         UserError: No such recipe, or a flag that it refuses.
     """
-    if config.recipe not in recipes.names():
-        known = ", ".join(recipes.names())
-        raise UserError(f"Expected --recipe out of {known}. Received: {config.recipe}.")
-    recipe = importlib.import_module(f"tfmp.recipes.{config.recipe}")
-    optimizer = cli.parse(recipe.Config, list(config.recipe_flags)).optimizer
+    config_type = recipes.config_type(config.recipe)
+    optimizer = cli.parse(config_type, list(config.recipe_flags)).optimizer
     settings = {
         "dataset": config.dataset,
         "validation_fraction": 0,
@@ -115,6 +112,8 @@ def flags(config, case):
         "warmup_epochs": 0,
         "epochs": 100_000,
     }
+    if not recipes.takes_images(config.recipe):
+        del settings["image_size"]
     given = {flag.lstrip("-").partition("=")[0] for flag in config.recipe_flags}
     if taken := [name for name in settings if {name, f"no{name}"} & given]:
         raise UserError(
@@ -122,7 +121,7 @@ def flags(config, case):
             "its own where it can be chosen."
         )
     words = [*(f"--{name}={value}" for name, value in settings.items()), *config.recipe_flags]
-    cli.parse(recipe.Config, words)
+    cli.parse(config_type, words)
     return words
 
 
@@ -147,13 +146,15 @@ def output_file(name):
 
 def spec(config, case, words):
     """What a child gets to measure a case; `words` are those of `flags`."""
-    recipe = importlib.import_module(f"tfmp.recipes.{config.recipe}")
-    settings = cli.parse(recipe.Config, words)
+    settings = cli.parse(recipes.config_type(config.recipe), words)
+    # What a recipe works out of its settings, for a peer that has none of it.
+    sizes = getattr(importlib.import_module(f"tfmp.recipes.{config.recipe}"), "sizes", None)
     return dataclasses.asdict(case) | {
         "recipe": config.recipe,
         "flags": words,
         "model": config.model,
         "image_size": config.image_size,
+        "sizes": sizes(settings) if sizes else {},
         "classes": synthetic.CLASSES,
         "optimizer": settings.optimizer,
         "learning_rate": LEARNING_RATES[settings.optimizer],
@@ -185,7 +186,7 @@ def _in_short(case, outcome):
     if "error" in outcome:
         return f"failed: {outcome['error']}"
     row = rows.summarize("", case, [outcome])
-    return f"{rows.speed(row):,.0f} images/s" + (f" ({row['reason']})" if row["reason"] else "")
+    return rows.speed_in_words(row) + (f" ({row['reason']})" if row["reason"] else "")
 
 
 def _results(config, outcomes, driver):
