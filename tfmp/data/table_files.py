@@ -70,9 +70,10 @@ def read(
             notes += _strangers(name, texts, lines)
         columns[name] = texts if column is None else column
         if column is not None and np.isinf(column).any():
+            first = int(np.isinf(column).argmax())
             raise DataError(
                 f"Expected finite numbers in the column {name!r} of {file}. Received: "
-                f"{texts[np.isinf(column)][0]!r} in line {lines[int(np.isinf(column).argmax())]}."
+                f"{str(texts[first])!r} in line {lines[first]}."
             )
     index = names.index(target)
     texts = np.array([_text(row[index]) for row in rows], dtype=str)
@@ -131,8 +132,8 @@ def _strangers(name, texts, lines):
     if len(wrong) * 2 < np.sum(texts != ""):
         first = wrong[0]
         yield (
-            f"column {name!r} is categorical, since {str(texts[first])!r} in line {lines[first]} is "
-            "no number"
+            f"column {name!r} is categorical, since {str(texts[first])!r} in line {lines[first]} "
+            "is no number"
         )
 
 

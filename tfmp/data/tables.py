@@ -88,7 +88,7 @@ def load(
     Args:
         name: An entry of `DATASETS`, or `csv:FILE`: a file with a line of column names, values
             separated by commas, UTF-8. A column whose values are all numbers is numeric, every
-            other one categorical; nothing, `?`, `NA`, `NaN`, `null` and the like are missing values.
+            other one categorical; nothing, `?`, `NA`, `NaN`, `null` and the like are missing.
         target: Name of the column to predict; of an embedded table its own.
         task: "classification", "regression", or "auto": a regression where the target has numbers
             that are not whole, or more than 20 different ones.
@@ -216,8 +216,8 @@ def _labels(texts, name, task) -> tuple[Task, tuple[str, ...], np.ndarray]:
         if numbers is None or np.abs(numbers).max() > LARGEST_TARGET:
             received = "text" if numbers is None else f"{np.abs(numbers).max():g}"
             raise DataError(
-                f"Expected numbers up to {LARGEST_TARGET:g} in the target {name!r} of a regression. "
-                f"Received: {received}."
+                f"Expected numbers up to {LARGEST_TARGET:g} in the target {name!r} of a "
+                f"regression. Received: {received}."
             )
         return task, (), numbers
     labels = np.searchsorted(different, texts if numbers is None else numbers).astype(np.int32)

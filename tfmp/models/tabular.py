@@ -4,8 +4,9 @@ Of the precision: numbers of a table may be of any size, and float16 ends at 655
 centered and divided by their deviation in float32, inside the model, and held within 100
 deviations. (`keras.layers.Normalization` divides by 1e-7 where the deviation is smaller, and its
 variance is infinite where the deviation is above 1.8e19; adapted to rows that are all 123456789,
-it finds a variance of 576.) Categories become embeddings. Outputs are float32: logits, or the target
-in its own unit. Only Keras' own layers and operations are used: a saved model loads without tfmp.
+it finds a variance of 576.) Categories become embeddings. Outputs are float32: logits, or the
+target in its own unit. Only Keras' own layers and operations are used: a saved model loads without
+tfmp.
 
 References:
     Gorishniy et al. 2021, Revisiting Deep Learning Models for Tabular Data, arXiv:2106.11959,
@@ -124,7 +125,7 @@ class _Layers:
 def _numbers(raw, means, deviations, with_missing):
     """Normalized numbers, and marks of those that are missing."""
     missing = ops.isnan(raw)
-    # Two layers: a sum of products would lose what a column's numbers differ in beside a large mean.
+    # Two layers: one, x * scale + offset, would lose small differences beside a large mean.
     x = layers.Rescaling(1.0, [-x for x in means], dtype="float32", name="center")(raw)
     x = layers.Rescaling([1 / x for x in deviations], dtype="float32", name="normalize")(x)
     yield ops.where(missing, 0.0, ops.clip(x, -LIMIT, LIMIT))

@@ -6,8 +6,8 @@ Examples:
     python -m tfmp.recipes.tabular --dataset=csv:houses.csv --target=price --drop=id
     python -m tfmp.recipes.tabular --dataset=csv:people.csv --target=income --categorical=zip
 
-A run leaves `columns.json` beside `model.keras`: the order of the columns, and the categories, whose
-places are their codes.
+A run leaves `columns.json` beside `model.keras`: the order of the columns, and the categories,
+whose places are their codes.
 
 References:
     Gorishniy et al., "Revisiting Deep Learning Models for Tabular Data", NeurIPS 2021.

@@ -82,7 +82,7 @@ class TableRegressor(TableClassifier):
         return [
             keras.metrics.RootMeanSquaredError(name="rmse"),
             keras.metrics.MeanAbsoluteError(name="mae"),
-            StandardizedR2Score(self.mean, self.deviation, name="r2"),
+            R2Score(self.mean, self.deviation),
         ]
 
 
@@ -102,27 +102,37 @@ class StandardizedSquaredError(keras.losses.Loss):
         return ops.mean(ops.square((y_true - y_pred) / self.deviation), axis=-1)
 
 
-class StandardizedR2Score(keras.metrics.R2Score):
-    """R2 of a target of any size.
+class R2Score(keras.metrics.Metric):
+    """Coefficient of determination of a target of any size, over all examples.
 
-    Keras takes the target's variance as the difference of two sums, which float32 can't tell apart
-    where the mean is far above the deviation. R2 is the same of the standardized target.
+    The target's variance is the difference of two sums, which float32 can't tell apart where the
+    mean is far above the deviation, as in Keras' own. R2 is the same of the standardized target.
 
     Args:
         mean: About the mean of the target.
         deviation: About its standard deviation.
-        **kwargs: As for `keras.metrics.R2Score`.
+        name: Name of the metric.
     """
 
-    def __init__(self, mean, deviation, **kwargs):
-        super().__init__(**kwargs)
+    def __init__(self, mean, deviation, name="r2"):
+        super().__init__(name=name)
         self.mean = mean
         self.deviation = deviation
+        names = ("count", "sum", "squares", "residual")
+        self._sums = [self.add_variable((), "zeros", name=x) for x in names]
 
     def update_state(self, y_true, y_pred, sample_weight=None):
-        """Adds a batch; arguments [batch, 1]."""
-        y_true, y_pred = ((y - self.mean) / self.deviation for y in (y_true, y_pred))
-        return super().update_state(y_true, y_pred, sample_weight)
+        """Adds a batch; arguments [batch, 1], weights [batch]."""
+        y = ops.reshape((y_true - self.mean) / self.deviation, (-1,))
+        residual = ops.reshape((y_true - y_pred) / self.deviation, (-1,))
+        weights = ops.ones_like(y) if sample_weight is None else ops.reshape(sample_weight, (-1,))
+        for total, x in zip(self._sums, (ops.ones_like(y), y, y**2, residual**2), strict=True):
+            total.assign_add(ops.sum(weights * x))
+
+    def result(self):
+        """A scalar float32: 1 for no error, 0 for the mean of these examples."""
+        count, total, squares, residual = self._sums
+        return 1 - residual / (squares - total**2 / count)
 
 
 def describe(table, folder):
@@ -145,8 +155,8 @@ def describe(table, folder):
         former = json.loads(file.read_text()) if file.exists() else None
         if former is not None and former != json.loads(json.dumps(described)):
             raise UserError(
-                f"{table.name} is not the table that the run in {folder} began with. Choose another "
-                "--workdir, or bring the former table back."
+                f"{table.name} is not the table that the run in {folder} began with. Choose "
+                "another --workdir, or bring the former table back."
             )
         files.write_json(file, described)
     except (OSError, json.JSONDecodeError) as error:
