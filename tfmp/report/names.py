@@ -21,6 +21,9 @@ class Measure:
 MEASURES = {
     "accuracy": Measure("Accuracy", "share", "right at the first guess"),
     "top5_accuracy": Measure("Top-5 accuracy", "share", "the true class is among the first five"),
+    "rmse": Measure("RMSE", "decimal", "in the target's unit; lower is better"),
+    "mae": Measure("MAE", "decimal", "in the target's unit; lower is better"),
+    "r2": Measure("R2", "decimal", "share of the variance explained; 0 for the mean"),
     "nll": Measure("Negative log-likelihood", "decimal", "in nats; lower is better"),
     "brier": Measure("Brier score", "decimal", "0 to 2; lower is better"),
     "ece": Measure(

@@ -3,13 +3,14 @@
 import math
 
 
-def plot(rows, file, title):
-    """Draws loss, accuracy, learning rate and loss scale over the epochs.
+def plot(rows, file, title, metric="accuracy"):
+    """Draws loss, a metric, learning rate and loss scale over the epochs.
 
     Args:
         rows: What `tfmp.files.read_metrics` returns.
         file: Path of the PNG file.
         title: Title of the figure.
+        metric: Name of the metric.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -19,18 +20,18 @@ def plot(rows, file, title):
     epochs = [row["epoch"] + 1 for row in rows]
     panels = {
         "loss": ("loss", "val_loss"),
-        "accuracy": ("accuracy", "val_accuracy"),
+        metric: (metric, f"val_{metric}"),
         "learning rate": ("learning_rate",),
         "loss scale": ("loss_scale",),
     }
-    for axes, (label, names) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
+    for axes, (label, names) in zip(figure.subplots(2, 2).flat, panels.items(), strict=False):
         for name in names:
             values = [row.get(name, math.nan) for row in rows]
             if not all(map(math.isnan, values)):
                 axes.plot(epochs, values, label="validation" if name[:4] == "val_" else "training")
         axes.set(xlabel="epoch", ylabel=label)
         axes.grid(alpha=0.3)
-        if len(names) > 1:
+        if axes.lines and len(names) > 1:
             axes.legend()
         if label == "loss scale":
             axes.set_yscale("log", base=2)

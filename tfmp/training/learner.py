@@ -29,7 +29,8 @@ class Learner(keras.Model):
     monitor_mode: ClassVar[Literal["max", "min"]] = "min"
 
     def __init__(self, model, *, seed=0, name="learner"):
-        super().__init__(name=name, dtype=model.dtype_policy)
+        # Or Keras would cast the features to the policy's dtype on their way to the model.
+        super().__init__(name=name, dtype=model.dtype_policy, autocast=False)
         self.model = model
         self.seed = seed
         self.built = True

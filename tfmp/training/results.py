@@ -75,7 +75,7 @@ def finish(session, config, data, learner, fitted, began):
     file = session.workdir / "results.json"
     try:
         save_model(learner.model, session.workdir / "model.keras")
-        curves.plot(rows, session.workdir / "curves.png", session.name)
+        curves.plot(rows, session.workdir / "curves.png", session.name, learner.monitor)
         results = _write(file, results, fitted, began)
         # Behind the results, so that nothing that happens here can lose them.
         if config.measure_inference:

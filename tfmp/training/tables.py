@@ -1,0 +1,163 @@
+"""What is learned from the rows of a table: classes, or a number."""
+
+import dataclasses
+import json
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from tfmp import files
+from tfmp.errors import UserError
+from tfmp.training.learner import Learner
+
+DESCRIPTION = "columns.json"
+
+
+class TableClassifier(Learner):
+    """A classifier of rows: cross entropy of integer labels, accuracy.
+
+    Args:
+        model: Keras model, dict of "numeric" float32 and "categorical" int32 [batch, columns], of
+            either or both -> logits [batch, classes] float32. It is trained in place.
+        unseen_rate: Share of categories that a training step takes for unseen ones, so that their
+            embedding is learned. What is taken is a function of the seed, the step and the replica.
+        seed: Seed of that.
+        name: Name of the learner.
+    """
+
+    monitor = "accuracy"
+    monitor_mode = "max"
+
+    def __init__(self, model, *, unseen_rate=0.0, seed=0, name="table_classifier"):
+        super().__init__(model, seed=seed, name=name)
+        self.unseen_rate = unseen_rate
+
+    def prepare(self, features, labels):
+        """Takes some categories for unseen ones; arguments and result as `Learner.prepare`."""
+        if self.unseen_rate and "categorical" in features:
+            codes = features["categorical"]
+            drawn = tf.random.stateless_uniform(tf.shape(codes), self.draw_seed())
+            unseen = drawn < self.unseen_rate
+            features = {**features, "categorical": tf.where(unseen, tf.zeros_like(codes), codes)}
+        return super().prepare(features, labels)
+
+    def make_metrics(self):
+        """Accuracy."""
+        return [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
+
+
+class TableRegressor(TableClassifier):
+    """A regression on rows: squared errors in deviations of the target, errors in its unit.
+
+    Args:
+        model: As for `TableClassifier`, -> [batch, 1] float32 in the target's unit.
+        mean: Mean of the target over the training rows.
+        deviation: Its standard deviation.
+        **kwargs: As for `TableClassifier`.
+    """
+
+    monitor = "rmse"
+    monitor_mode = "min"
+
+    def __init__(self, model, *, mean, deviation, **kwargs):
+        super().__init__(model, name="table_regressor", **kwargs)
+        self.mean = mean
+        self.deviation = deviation
+
+    def targets(self, labels):
+        """The labels [batch, 1] float32, in their unit."""
+        return tf.cast(labels, tf.float32)[:, None]
+
+    def target_spec(self):
+        """`keras.KerasTensor` of `targets`."""
+        return keras.KerasTensor((None, 1))
+
+    def make_loss(self):
+        """Mean squared error of the standardized target: about 1 for its mean."""
+        return StandardizedSquaredError(self.deviation)
+
+    def make_metrics(self):
+        """Root mean squared error and mean absolute error in the target's unit, and R2."""
+        return [
+            keras.metrics.RootMeanSquaredError(name="rmse"),
+            keras.metrics.MeanAbsoluteError(name="mae"),
+            R2Score(self.mean, self.deviation),
+        ]
+
+
+class StandardizedSquaredError(keras.losses.Loss):
+    """Mean squared error in squared deviations of the target, a weighted mean.
+
+    Args:
+        deviation: Standard deviation of the target.
+    """
+
+    def __init__(self, deviation):
+        super().__init__(name="squared_error", reduction="mean_with_sample_weight")
+        self.deviation = deviation
+
+    def call(self, y_true, y_pred):
+        """The squared error of each example, [batch]."""
+        return ops.mean(ops.square((y_true - y_pred) / self.deviation), axis=-1)
+
+
+class R2Score(keras.metrics.Metric):
+    """Coefficient of determination of a target of any size, over all examples.
+
+    The target's variance is the difference of two sums, which float32 can't tell apart where the
+    mean is far above the deviation, as in Keras' own. R2 is the same of the standardized target.
+
+    Args:
+        mean: About the mean of the target.
+        deviation: About its standard deviation.
+        name: Name of the metric.
+    """
+
+    def __init__(self, mean, deviation, name="r2"):
+        super().__init__(name=name)
+        self.mean = mean
+        self.deviation = deviation
+        names = ("count", "sum", "squares", "residual")
+        self._sums = [self.add_variable((), "zeros", name=x) for x in names]
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        """Adds a batch; arguments [batch, 1], weights [batch]."""
+        y = ops.reshape((y_true - self.mean) / self.deviation, (-1,))
+        residual = ops.reshape((y_true - y_pred) / self.deviation, (-1,))
+        weights = ops.ones_like(y) if sample_weight is None else ops.reshape(sample_weight, (-1,))
+        for total, x in zip(self._sums, (ops.ones_like(y), y, y**2, residual**2), strict=True):
+            total.assign_add(ops.sum(weights * x))
+
+    def result(self):
+        """A scalar float32: 1 for no error, 0 for the mean of these examples."""
+        count, total, squares, residual = self._sums
+        return 1 - residual / (squares - total**2 / count)
+
+
+def describe(table, folder):
+    """Writes what makes a model's features of a row, to columns.json.
+
+    Args:
+        table: A `tfmp.data.tables.Table`.
+        folder: Path of the run's folder; made if need be.
+
+    Raises:
+        UserError: The folder's file is of other training rows, or can't be written.
+    """
+    file = folder / DESCRIPTION
+    described = dataclasses.asdict(table.columns) | {
+        "task": table.task,
+        "class_names": table.class_names,
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        former = json.loads(file.read_text()) if file.exists() else None
+        if former is not None and former != json.loads(json.dumps(described)):
+            raise UserError(
+                f"{table.name} is not the table that the run in {folder} began with. Choose "
+                "another --workdir, or bring the former table back."
+            )
+        files.write_json(file, described)
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"Can't use {file}: {error}.") from None
