@@ -187,3 +187,21 @@ def test_randaugment_draws_every_change_and_leaves_some_images():
     same = (out == images.numpy()).all(axis=(1, 2, 3))
     assert same[(chosen == count - 1).all(axis=1)].all()
     assert not same[(chosen < len(rand.MOVES)).any(axis=1) & (chosen[:, 0] != chosen[:, 1])].any()
+
+
+@pytest.mark.parametrize("name", augment.OF_MASKS)
+@pytest.mark.parametrize("run", [lambda f, *x: f(*x), compiled], ids=["plain", "xla"])
+def test_a_mask_moves_with_its_image(name, run):
+    masks = tf.cast(np.random.default_rng(1).integers(1, 11, (32, 16, 16)), tf.int64)
+    images = tf.stack([10 * tf.cast(masks, tf.float32), some_images(32, 16)[..., 0]], axis=-1)
+
+    def change(images, masks, seed):
+        return augment.with_masks(augment.AUGMENTATIONS[name], images, masks, seed)
+
+    moved_images, moved_masks = run(change, images, masks, SEED)
+    assert moved_masks.dtype == tf.int64 and moved_images.shape == images.shape
+    np.testing.assert_array_equal(moved_images[..., 0], 10 * moved_masks)
+    np.testing.assert_array_equal(moved_images, augment.AUGMENTATIONS[name](images, SEED))
+    assert (name == "none") == np.array_equal(moved_masks, masks)
+    # Class 0 comes in from outside, where the augmentation is no mere flip.
+    assert (np.asarray(moved_masks) == 0).any() == (name not in ("none", "flip"))

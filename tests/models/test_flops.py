@@ -37,3 +37,10 @@ def test_attention_by_hand():
     y = keras.ops.einsum("bhqk,bkhd->bqhd", logits, x)  # the same
     y = layers.EinsumDense("bqhd,hde->bqe", (5, 4))(y)  # 5 * 4 * (2*3)
     assert flops.multiply_adds(keras.Model(x, y)) == 150 + 150 + 120
+
+
+def test_transposed_convolutions_by_hand():
+    inputs = keras.Input((4, 5, 3))
+    x = keras.layers.Conv2DTranspose(6, 2, strides=2)(inputs)
+    # Each of 4x5 pixels meets a kernel of 2x2, 3 and 6 channels.
+    assert flops.multiply_adds(keras.Model(inputs, x)) == 20 * 4 * 3 * 6

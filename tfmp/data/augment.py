@@ -7,6 +7,7 @@ or int64; each image has its own draw; shape and dtype stay.
 """
 
 import math
+from collections.abc import Callable
 
 import tensorflow as tf
 
@@ -78,6 +79,30 @@ AUGMENTATIONS = {
     "flip_randaugment": flip_randaugment,
     "crop_flip_randaugment": crop_flip_randaugment,
 }
+
+# Those that only move pixels, and so can move masks alike.
+OF_MASKS = ("none", "shift", "crop", "flip", "crop_flip")
+
+
+def with_masks(
+    augmentation: Callable, images: tf.Tensor, masks: tf.Tensor, seed: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Changes images and masks alike: a mask is moved as one more channel of its image.
+
+    What comes in from outside of the image is black, and class 0.
+
+    Args:
+        augmentation: One of `OF_MASKS`, as a function.
+        images: [batch, height, width, channels] float32.
+        masks: [batch, height, width] integers, the class of each pixel.
+        seed: [2] int32 or int64.
+
+    Returns:
+        (images, masks), of the shapes and dtypes given.
+    """
+    layers = tf.concat([images, tf.cast(masks, images.dtype)[..., None]], axis=-1)
+    layers = augmentation(layers, seed)
+    return layers[..., :-1], tf.cast(layers[..., -1], masks.dtype)
 
 
 def mixup(

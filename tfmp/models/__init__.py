@@ -1,4 +1,4 @@
-"""Model builders: images of 0-255 in, float32 logits out.
+"""Model builders: images of 0-255 in, float32 logits out; of a U-Net for each pixel.
 
 A new model is a file beside this one with a dict of builders, and one line in `MODELS`. A
 builder takes `classes`, `input_shape`, `name` and what else it likes by keyword, works under the
@@ -11,7 +11,7 @@ from typing import Any
 import keras
 
 from tfmp.errors import UserError
-from tfmp.models import resnet, vit
+from tfmp.models import resnet, unet, vit
 from tfmp.models.weights import load_weights
 
 __all__ = ["MODELS", "build", "load_weights"]
@@ -19,6 +19,7 @@ __all__ = ["MODELS", "build", "load_weights"]
 MODELS: dict[str, Callable[..., keras.Model]] = {
     **resnet.MODELS,
     **vit.MODELS,
+    **unet.MODELS,
 }
 
 
@@ -35,12 +36,12 @@ def build(
         name: A key of `MODELS`.
         classes: Number of logits.
         input_shape: (height, width, channels) of an image, in pixels.
-        **options: What else the builder takes, such as `seed`; see `tfmp.models.resnet.resnet`
-            and `tfmp.models.vit.vit`.
+        **options: What else the builder takes, such as `seed`; see `tfmp.models.resnet.resnet`,
+            `tfmp.models.vit.vit` and `tfmp.models.unet.unet`.
 
     Returns:
         A built model: images [batch, height, width, channels] of 0-255, any dtype, to logits
-        [batch, classes] float32.
+        [batch, classes] float32, of a U-Net [batch, height, width, classes].
 
     Raises:
         ValueError: No such model, or a value the builder refuses.

@@ -10,7 +10,8 @@ from keras.src.ops.numpy import Einsum
 
 DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
 CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
-COUNTED = (layers.Dense, layers.EinsumDense, *DEPTHWISE, *CONVOLUTIONS)
+TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
+COUNTED = (layers.Dense, layers.EinsumDense, *DEPTHWISE, *CONVOLUTIONS, *TRANSPOSED)
 PRODUCTS = (Einsum, DotProductAttention)
 
 
@@ -109,4 +110,8 @@ def of_layer(layer: keras.Layer, output_shape: tuple[int | None, ...]) -> int:
     if isinstance(layer, CONVOLUTIONS):
         # The kernel's last axis is the filters, counted in the output already.
         return outputs * math.prod(layer.kernel.shape[:-1])
+    if isinstance(layer, TRANSPOSED):
+        # Each input meets the whole kernel, and there are as many of them as of the outputs,
+        # divided by the strides (where the borders aren't cut or filled up).
+        return outputs // math.prod(layer.strides) * math.prod(layer.kernel.shape) // layer.filters
     return 0

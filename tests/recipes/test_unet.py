@@ -1,0 +1,89 @@
+"""The program of U-Nets: its options, mistakes, and that it beats trivial models."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from tfmp import cli, errors
+from tfmp.data import masks
+from tfmp.recipes import unet
+from tfmp.training.segmentation import MeanDice, MeanIoU
+
+ROOT = pathlib.Path(__file__).parents[2]
+QUICK = ["--epochs=1", "--policy=float32", "--batch_size=256", "--measure_inference=false"]
+
+
+def quick(workdir, *flags):
+    """A short run in this process; returns its results."""
+    return unet.run(cli.parse(unet.Config, [*QUICK, f"--workdir={workdir}", *flags]))
+
+
+def test_options_reach_the_run_and_the_results(tmp_path):
+    flags = ["--upsampling=bilinear", "--dice=0.5", "--augmentation=crop_flip", "--warmup_epochs=0"]
+    results = quick(tmp_path / "run", *flags)
+    final = results["final"]
+    assert {"mean_iou", "val_mean_iou", "test_mean_iou", "test_mean_dice"} <= set(final)
+    assert 0 < final["test_mean_iou"] <= final["test_mean_dice"] < 1
+    assert results["best"].keys() == {"epoch", "val_mean_iou"}
+    assert results["data"]["name"] == "digit_canvases"
+    model = keras.saving.load_model(tmp_path / "run" / "model.keras")
+    assert not any("Transpose" in type(layer).__name__ for layer in model.layers)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--dice=-1"], "--dice 0 or more"),
+        (["--dataset=cifar10"], "digit_canvases"),
+        (["--model=resnet18"], "unet_small"),
+        (["--dataset=synthetic", "--image_size=30"], "multiples of 4. Received: 30x30"),
+    ],
+)
+def test_a_users_mistake_is_one_line(tmp_path, flags, said):
+    with pytest.raises(errors.UserError, match=said):
+        quick(tmp_path / "run", *flags)
+    assert not list(tmp_path.iterdir())
+
+
+def trivial_models():
+    """(mean IoU, mean Dice) on the test canvases, by name."""
+    data = masks.load("digit_canvases")
+    images, labels = next(data.train(256, seed=0).as_numpy_iterator())
+    tests, truth, _ = next(data.test(256).as_numpy_iterator())
+    pixel = LogisticRegression(max_iter=1000).fit(images.reshape(-1, 1) / 255, labels.ravel())
+    commonest = np.bincount(labels[labels > 0]).argmax()
+    answers = {
+        "background": np.zeros_like(truth),
+        "threshold": np.where(tests[..., 0] > 96, commonest, 0),
+        "regression": pixel.predict(tests.reshape(-1, 1) / 255).reshape(truth.shape),
+    }
+    one_hot = {name: np.eye(11, dtype="float32")[x] for name, x in answers.items()}
+    return {
+        name: (float(MeanIoU(11)(truth, x)), float(MeanDice(11)(truth, x)))
+        for name, x in one_hot.items()
+    }
+
+
+@pytest.mark.slow
+def test_with_no_flags_it_beats_trivial_models_within_two_minutes(tmp_path):
+    trivial = trivial_models()
+    ended = subprocess.run(
+        [sys.executable, "-m", "tfmp.recipes.unet"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert ended.returncode == 0, ended.stderr
+    (workdir,) = (tmp_path / "runs").glob("unet-*")
+    results = json.loads((workdir / "results.json").read_text())
+    assert results["policy"] == "mixed_float16" and results["loss_scale"]["final"] >= 1
+    assert results["final"]["test_mean_iou"] >= 0.4 > 3 * max(iou for iou, _ in trivial.values())
