@@ -11,7 +11,7 @@ from typing import Any
 import keras
 
 from tfmp.errors import UserError
-from tfmp.models import resnet, vit
+from tfmp.models import applications, resnet, vit
 from tfmp.models.weights import load_weights
 
 __all__ = ["MODELS", "build", "load_weights"]
@@ -19,6 +19,7 @@ __all__ = ["MODELS", "build", "load_weights"]
 MODELS: dict[str, Callable[..., keras.Model]] = {
     **resnet.MODELS,
     **vit.MODELS,
+    **applications.MODELS,
 }
 
 

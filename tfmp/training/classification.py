@@ -34,13 +34,14 @@ class ClassifierConfig(TrainingConfig):
         self.check("mixup", lambda value: value >= 0, "0 or more")
 
 
-def prepare(name, config, build):
+def prepare(name, config, build, load_weights=models.load_weights):
     """All that comes before the first step.
 
     Args:
         name: The recipe's name.
         config: A `ClassifierConfig`.
         build: `build(classes=..., input_shape=...)` returns a built model of the global policy.
+        load_weights: `load_weights(model, file)` loads `config.weights`.
 
     Returns:
         (`Session`, `tfmp.data.Data`, compiled `Classifier`, training steps of an epoch).
@@ -70,28 +71,42 @@ def prepare(name, config, build):
                 model, policies.load(config.float32_layers, expected_policy=started.policy)
             )
         if config.weights:
-            models.load_weights(model, config.weights)
+            load_weights(model, config.weights)
         if config.sync_batch_norm:
             distribution.synchronize_batch_norm(model)
         # --- training step
-        augmentation = data.augmentation if config.augmentation == "auto" else config.augmentation
-        classifier = Classifier(
-            model,
-            augment.AUGMENTATIONS[augmentation],
-            seed=config.seed,
-            label_smoothing=config.label_smoothing,
-            mixup=config.mixup,
-        )
-        compile_classifier(
-            classifier,
-            optimizers.build(config, model, epoch_steps),
-            jit_compile=started.jit_compile,
-            fused_layers=started.fused_layers,
-            steps_per_execution=config.steps_per_execution,
-            microbatches=config.gradient_accumulation_steps,
-            remat=config.remat,
-        )
+        classifier = compiled(started, config, data, model, epoch_steps)
     return started, data, classifier, epoch_steps
+
+
+def compiled(started, config, data, model, epoch_steps):
+    """A compiled `Classifier` of a model; call it in the strategy's scope.
+
+    Args:
+        started: A `Session`.
+        config: A `ClassifierConfig`.
+        data: A `tfmp.data.Data`.
+        model: Built Keras model.
+        epoch_steps: Training steps of an epoch.
+    """
+    augmentation = data.augmentation if config.augmentation == "auto" else config.augmentation
+    classifier = Classifier(
+        model,
+        augment.AUGMENTATIONS[augmentation],
+        seed=config.seed,
+        label_smoothing=config.label_smoothing,
+        mixup=config.mixup,
+    )
+    compile_classifier(
+        classifier,
+        optimizers.build(config, model, epoch_steps),
+        jit_compile=started.jit_compile,
+        fused_layers=started.fused_layers,
+        steps_per_execution=config.steps_per_execution,
+        microbatches=config.gradient_accumulation_steps,
+        remat=config.remat,
+    )
+    return classifier
 
 
 def run(config, prepared, began):

@@ -78,12 +78,7 @@ def fit(classifier, data, config, workdir, *, resume_hint="", extra_callbacks=()
     )
     if config.early_stopping and data.validation is None:
         raise UserError("--early_stopping needs validation images: --validation_fraction above 0.")
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        files.write_json(workdir / "config.json", dataclasses.asdict(config))
-        loading.describe(classifier.model, classifier.optimizer, workdir)
-    except OSError as error:
-        raise UserError(f"Can't use --workdir={workdir}: {error}.") from None
+    describe(classifier, config, workdir)
     checkpoints = Checkpoints(workdir / "checkpoints", classifier)
     metrics = checkpoints.restore()
     stopwatch = Stopwatch(
@@ -118,6 +113,25 @@ def fit(classifier, data, config, workdir, *, resume_hint="", extra_callbacks=()
         joules_before=_known(stopwatch.joules_before),
         watts=_known(stopwatch.watts()),
     )
+
+
+def describe(classifier, config, workdir):
+    """Makes the run's folder, with what `--resume` and `tfmp.load` know the run by.
+
+    Args:
+        classifier: A compiled `tfmp.training.step.Classifier`.
+        config: A `tfmp.training.TrainingConfig`.
+        workdir: Path of the folder.
+
+    Raises:
+        UserError: The folder can't be written.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        files.write_json(workdir / "config.json", dataclasses.asdict(config))
+        loading.describe(classifier.model, classifier.optimizer, workdir)
+    except OSError as error:
+        raise UserError(f"Can't use --workdir={workdir}: {error}.") from None
 
 
 def _known(value):

@@ -53,7 +53,7 @@ def announce(session, config, data, classifier, steps_per_epoch):
     print(flush=True)
 
 
-def finish(session, config, data, classifier, fitted, began):
+def finish(session, config, data, classifier, fitted, began, more=None):
     """Evaluates the trained model on the test images and writes the run's files.
 
     Args:
@@ -63,6 +63,7 @@ def finish(session, config, data, classifier, fitted, began):
         classifier: The trained `tfmp.training.step.Classifier`.
         fitted: A `tfmp.training.loop.Fitted`.
         began: `time.perf_counter()` at the run's begin.
+        more: Dict of what else `results.json` is to hold.
 
     Returns:
         The dict in `results.json`.
@@ -71,7 +72,7 @@ def finish(session, config, data, classifier, fitted, began):
         TfmpError: A file can't be written.
     """
     rows = read_metrics(session.workdir / "metrics.csv")
-    results = _collect(session, config, data, classifier, fitted, rows)
+    results = _collect(session, config, data, classifier, fitted, rows) | (more or {})
     file = session.workdir / "results.json"
     try:
         save_model(classifier.model, session.workdir / "model.keras")
