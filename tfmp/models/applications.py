@@ -223,6 +223,14 @@ def _family(normalize: str, smallest: int = SMALLEST, **constructors):
 
 
 MODELS: dict[str, Callable[..., keras.Model]] = {
+    # For images of 8 to 32 px; 133,978 parameters with 10 classes.
+    "mobilenet_v3_micro": functools.partial(
+        application,
+        applications.MobileNetV3Small,
+        normalize="unit",
+        alpha=0.35,
+        batch_norm_momentum=0.9,
+    ),
     **_family(
         "unit",
         mobilenet=applications.MobileNet,

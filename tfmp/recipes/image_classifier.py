@@ -20,34 +20,50 @@ class Config(fine_tuning.FineTuningConfig):
     """Settings of the recipe; the defaults are for the embedded digits."""
 
     model: str = cli.flag(
-        "mobilenet",
-        "Backbone of keras.applications.",
+        "mobilenet_v3_micro",
+        "Backbone of keras.applications; mobilenet_v3_micro is for images of 8 to 32 pixels.",
         group="Model",
         choices=applications.MODELS,
     )
     alpha: float | None = cli.flag(
-        None, "Factor on the width of the MobileNets; none: 1.", group="Model"
+        None,
+        "Factor on the width of the MobileNets; none: 1, and 0.35 of mobilenet_v3_micro.",
+        group="Model",
     )
     dropout: float = cli.flag(
         0.0, "Share of features dropped before the head's dense layer.", group="Training"
     )
     batch_norm_momentum: float | None = cli.flag(
         None,
-        "Momentum of BatchNorm's moving statistics; none: the backbone's own.",
+        "Momentum of BatchNorm's moving statistics; none: the backbone's own, up to 0.999, which "
+        "wants thousands of steps.",
         group="Training",
     )
+
+    optimizer: str = changed("optimizer", "adamw")
+    learning_rate: float = changed("learning_rate", 2e-2)
+    label_smoothing: float = changed("label_smoothing", 0.0)
+    epochs: int = changed("epochs", 12)
+
+    def __post_init__(self):
+        """Checks the ranges that the types don't hold."""
+        super().__post_init__()
+        self.check("alpha", lambda value: value > 0, "above 0")
+        for name in ("dropout", "batch_norm_momentum"):
+            self.check(name, lambda value: 0 <= value < 1, "from 0 to below 1")
 
 
 def prepare(config):
     """All that comes before the first step: (session, data, compiled classifier, epoch's steps)."""
-    build = functools.partial(
-        models.build,
-        config.model,
-        weights="imagenet" if config.weights == "imagenet" else None,
-        alpha=config.alpha,
-        dropout=config.dropout,
-        batch_norm_momentum=config.batch_norm_momentum,
-    )
+    options = {
+        "weights": "imagenet" if config.weights == "imagenet" else None,
+        "alpha": config.alpha,
+        "dropout": config.dropout,
+        "batch_norm_momentum": config.batch_norm_momentum,
+    }
+    # What isn't given is the model's own.
+    given = {name: value for name, value in options.items() if value is not None}
+    build = functools.partial(models.build, config.model, **given)
     return fine_tuning.prepare("image_classifier", config, build, applications.load_weights)
 
 

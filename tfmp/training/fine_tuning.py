@@ -3,10 +3,12 @@
 Each phase is a whole training with its own optimizer, learning-rate schedule, checkpoints and
 compiled step: the first in the sub-folder `head` of the run's folder, the second in the folder
 itself. A run that goes on calls both again; each goes on at its last checkpoint, so a finished
-first phase does no more than give its weights and its loss scale to the second.
+first phase does no more than give its weights to the second.
 
 While the head trains, gradients of the other weights are not computed, and BatchNorm is in
-inference mode there: its statistics are those of the weights that the run began with.
+inference mode: its statistics are those of the weights that the run began with. The second phase
+begins at the first loss scale: with a head in float32 the first has no gradient in float16, so its
+scale would only have grown.
 """
 
 import dataclasses
@@ -14,7 +16,7 @@ import math
 
 import keras
 
-from tfmp import cli, loss_scale
+from tfmp import cli
 from tfmp.files import read_metrics
 from tfmp.training import classification, loop, results
 
@@ -70,15 +72,14 @@ def train_all(model, *, freeze_batch_norm):
         freeze_batch_norm: Whether BatchNormalization keeps its weights and statistics, and
             computes with the latter in training, too.
     """
-    model.trainable = True
-    for layer in model._flatten_layers(include_self=False):
-        if freeze_batch_norm and isinstance(layer, keras.layers.BatchNormalization):
-            layer.trainable = False
+    # One by one, parents first: Keras ignores `model.trainable = True` where it is True already.
+    for layer in model._flatten_layers():
+        frozen = freeze_batch_norm and isinstance(layer, keras.layers.BatchNormalization)
+        layer.trainable = not frozen
 
 
 def train_head(model):
     """Freezes all layers of a model but the one called "head"; BatchNorm in inference mode."""
-    model.trainable = True
     for layer in model.layers:
         layer.trainable = layer.name == "head"
 
@@ -124,7 +125,7 @@ def run(config, prepared, began):
 
 
 def _fit_head(config, prepared, options):
-    """Trains the head; then the second phase's classifier has its weights and loss scale."""
+    """Trains the head, and makes the model trainable for the second phase again."""
     started, data, classifier, epoch_steps = prepared
     model = classifier.model
     print(f"phase 1 of 2: the head alone, {config.epochs} epochs\n", flush=True)
@@ -133,10 +134,6 @@ def _fit_head(config, prepared, options):
         first = classification.compiled(started, config, data, model, epoch_steps)
     fitted = loop.fit(first, data, config, started.workdir / FOLDER, **options)
     train_all(model, freeze_batch_norm=config.freeze_batch_norm)
-    if loss_scale.is_dynamic(classifier.optimizer):
-        with started.strategy.scope():
-            scale = loss_scale.scale(first.optimizer)
-            classifier.optimizer.dynamic_scale.assign(scale)
     return fitted
 
 
