@@ -36,8 +36,8 @@ def build(
         name: A key of `MODELS`.
         classes: Number of logits.
         input_shape: (height, width, channels) of an image, in pixels.
-        **options: What else the builder takes, such as `seed`; see `tfmp.models.resnet.resnet`
-            and `tfmp.models.vit.vit`.
+        **options: What else the builder takes, such as `seed`; see `tfmp.models.resnet.resnet`,
+            `tfmp.models.vit.vit` and `tfmp.models.applications.application`.
 
     Returns:
         A built model: images [batch, height, width, channels] of 0-255, any dtype, to logits

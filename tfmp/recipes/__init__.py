@@ -9,7 +9,11 @@ from tfmp.errors import UserError
 cli.prepare()
 
 # The model to measure on an accelerator, where a recipe's own default is too small to fill it.
-LARGE_MODELS = {"resnet": "resnet50", "vit": "vit_small"}
+LARGE_MODELS = {
+    "resnet": "resnet50",
+    "vit": "vit_small",
+    "image_classifier": "efficientnet_v2_s",
+}
 
 
 def names():
