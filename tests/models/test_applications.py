@@ -1,5 +1,6 @@
 """The models of keras.applications: against Keras' own, published counts, and float16's range."""
 
+import functools
 import inspect
 import subprocess
 import sys
@@ -10,11 +11,11 @@ import keras
 import numpy as np
 import pytest
 from keras.applications.imagenet_utils import preprocess_input
-from keras.src.applications import imagenet_utils  # whose weights Keras fetches by `file_utils`
+from keras.src.applications import convnext
 from keras.src.legacy.saving import legacy_h5_format
 from keras.src.utils import file_utils
 
-from tfmp import errors
+from tfmp import errors, models
 from tfmp.models import applications, build, parts
 from tfmp.policies import scope
 
@@ -35,7 +36,8 @@ KERAS = {
     "efficientnet_b7": 66.7, "efficientnet_v2_b0": 7.2, "efficientnet_v2_b1": 8.2,
     "efficientnet_v2_b2": 10.2, "efficientnet_v2_b3": 14.5, "efficientnet_v2_s": 21.6,
     "efficientnet_v2_m": 54.4, "efficientnet_v2_l": 119.0, "convnext_tiny": 28.6,
-    "convnext_small": 50.2, "convnext_base": 88.5, "convnext_large": 197.7, "convnext_xlarge": 350.1,
+    "convnext_small": 50.2, "convnext_base": 88.5, "convnext_large": 197.7,
+    "convnext_xlarge": 350.1,
 }  # fmt: skip
 # "num_params" of torchvision's weights: trainable ones, without moving statistics.
 TORCHVISION = {
@@ -209,9 +211,12 @@ def test_small_and_gray_images_are_enlarged_and_colored():
     assert not [x for x in small(input_shape=(40, 32, 3)).layers if x.name == "enlarge"]
 
 
-def test_saved_models_load_in_plain_keras(tmp_path):
+def test_saved_models_load_in_plain_keras(tmp_path, monkeypatch):
     """ConvNeXt has layers of classes that Keras doesn't export."""
-    round_trip(("mobilenet_v3_micro", "convnext_tiny"), "mixed_float16", tmp_path)
+    make = functools.partial(convnext.ConvNeXt, depths=[1] * 4, projection_dims=[8] * 4)
+    little = functools.partial(applications.application, make, normalize="imagenet")
+    monkeypatch.setitem(models.MODELS, "little_convnext", little)
+    round_trip(("mobilenet_v3_micro", "little_convnext"), "mixed_float16", tmp_path)
 
 
 @pytest.mark.slow
@@ -302,4 +307,3 @@ def test_what_cannot_be_built_says_why():
 def test_every_classifier_of_keras_is_there():
     makers = {x for x in vars(keras.applications).values() if inspect.isfunction(x)}
     assert makers == {model.args[0] for model in MODELS.values()}
-    assert imagenet_utils.file_utils is file_utils

@@ -156,7 +156,7 @@ def test_the_first_phase_changes_the_head_alone(stop_at, tmp_path, flag):
 
 
 def test_frozen_batch_norm_keeps_statistics_and_weights(trained, tmp_path):
-    folder, classifier, results = trained
+    _, classifier, results = trained
     model = classifier.model
     bn, conv = model.get_layer("bn"), model.get_layer("conv")
     assert [float(np.ptp(x)) for x in bn.get_weights()] == [0, 0, 0, 0]

@@ -10,7 +10,7 @@ import time
 
 from tfmp import cli, models
 from tfmp.models import applications
-from tfmp.training import classification, fine_tuning
+from tfmp.training import fine_tuning
 
 changed = functools.partial(cli.default, fine_tuning.FineTuningConfig)
 
