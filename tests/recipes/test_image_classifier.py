@@ -7,7 +7,6 @@ import subprocess
 import sys
 
 import keras
-import numpy as np
 import pytest
 from sklearn import datasets
 from sklearn.linear_model import LogisticRegression

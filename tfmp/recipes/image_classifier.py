@@ -2,6 +2,24 @@
 
 Examples:
     python -m tfmp.recipes.image_classifier
+    python -m tfmp.recipes.image_classifier --model=densenet121 --dataset=cifar10
+    python -m tfmp.recipes.image_classifier --model=convnext_tiny --weights=convnext_notop.h5
+        --dataset=folder:PATH --image_size=224 --head_epochs=3 --freeze_batch_norm
+    python -m tfmp.recipes.image_classifier --model=efficientnet_v2_s --weights=imagenet ...
+
+With --weights the head trains alone first, then all weights (--head_epochs). `imagenet` lets Keras
+download its weights; that was not tried here, for want of a network. A file may be Keras' own
+weights without top, or the model.keras of a run, also one for other classes.
+
+Evidence (commands, versions and more in recipes/image_classifier/README.md):
+    DIGITS
+    Trivial models on the same split: logistic regression of the pixels 0.900, nearest centroid
+    0.850.
+
+References:
+    https://keras.io/api/applications/ (the models, and the papers that they are from).
+    Kornblith et al., "Do Better ImageNet Models Transfer Better?", CVPR 2019 (a head on fixed
+        features, and fine-tuning).
 """
 
 import dataclasses
@@ -43,7 +61,7 @@ class Config(fine_tuning.FineTuningConfig):
     optimizer: str = changed("optimizer", "adamw")
     learning_rate: float = changed("learning_rate", 2e-2)
     label_smoothing: float = changed("label_smoothing", 0.0)
-    epochs: int = changed("epochs", 12)
+    epochs: int = changed("epochs", 14)
 
     def __post_init__(self):
         """Checks the ranges that the types don't hold."""
