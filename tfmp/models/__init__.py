@@ -11,7 +11,7 @@ from typing import Any
 import keras
 
 from tfmp.errors import UserError
-from tfmp.models import resnet, unet, vit
+from tfmp.models import applications, resnet, unet, vit
 from tfmp.models.weights import load_weights
 
 __all__ = ["MODELS", "build", "load_weights"]
@@ -20,6 +20,7 @@ MODELS: dict[str, Callable[..., keras.Model]] = {
     **resnet.MODELS,
     **vit.MODELS,
     **unet.MODELS,
+    **applications.MODELS,
 }
 
 
@@ -37,7 +38,8 @@ def build(
         classes: Number of logits.
         input_shape: (height, width, channels) of an image, in pixels.
         **options: What else the builder takes, such as `seed`; see `tfmp.models.resnet.resnet`,
-            `tfmp.models.vit.vit` and `tfmp.models.unet.unet`.
+            `tfmp.models.vit.vit`, `tfmp.models.unet.unet` and
+            `tfmp.models.applications.application`.
 
     Returns:
         A built model: images [batch, height, width, channels] of 0-255, any dtype, to logits

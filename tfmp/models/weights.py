@@ -6,32 +6,50 @@ import zipfile
 
 from tfmp.errors import UserError
 
+SUFFIXES = (".keras", ".weights.h5")
 
-def load_weights(model, file):
+
+def load_weights(model, file, backbone=None):
     """Loads saved weights into a model of the same layers.
 
     Args:
         model: Built Keras model.
         file: Path of a `.keras` file (such as a run's `model.keras`) or a `.weights.h5` file.
+        backbone: Model of the same layers without the head. Weights that don't fit the model, such
+            as those for other classes or without top, are loaded into it, and the head stays as it
+            was. Then the file may be `.h5`, too, as Keras publishes weights.
+
+    Returns:
+        The model that the weights were loaded into: `model` or `backbone`.
 
     Raises:
         UserError: No such file, another kind of file, or weights of another model.
     """
     file = pathlib.Path(file).expanduser()
-    if not file.name.endswith((".keras", ".weights.h5")):
-        raise UserError(f"Expected a file of weights, .keras or .weights.h5. Received: {file}.")
+    suffixes = SUFFIXES if backbone is None else (*SUFFIXES, ".h5")
+    if not file.name.endswith(suffixes):
+        kinds = f"{', '.join(suffixes[:-1])} or {suffixes[-1]}"
+        raise UserError(f"Expected a file of weights, {kinds}. Received: {file}.")
+    if not file.is_file():
+        raise UserError(f"Expected a file of weights. Received: {file}, which does not exist.")
+    if backbone is None:
+        return _load(model, file, "Give the model that they were saved from.")
     try:
-        if not file.is_file():
-            raise UserError(f"Expected a file of weights. Received: {file}, which does not exist.")
+        return _load(model, file, "")
+    except UserError:
+        return _load(backbone, file, "Give weights of that model, with or without its head.")
+
+
+def _load(model, file, advice):
+    try:
         with warnings.catch_warnings():
             # Keras only warns of a layer that it leaves as it was.
             warnings.filterwarnings("error", "Skipping")
             model.load_weights(file)
-    except UserError:
-        raise
     except (ValueError, OSError, KeyError, UserWarning, zipfile.BadZipFile) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
             f"The weights in {file} don't fit {model.name} with {model.output_shape[-1]} classes: "
-            f"{reason} Give the model that they were saved from."
+            f"{reason} {advice}"
         ) from error
+    return model

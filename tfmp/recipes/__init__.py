@@ -9,7 +9,13 @@ from tfmp.errors import UserError
 cli.prepare()
 
 # The model to measure on an accelerator, where a recipe's own default is too small to fill it.
-LARGE_MODELS = {"resnet": "resnet50", "vit": "vit_small", "unet": "unet", "gpt": "gpt2_small"}
+LARGE_MODELS = {
+    "resnet": "resnet50",
+    "vit": "vit_small",
+    "image_classifier": "efficientnet_v2_s",
+    "unet": "unet",
+    "gpt": "gpt2_small",
+}
 # Examples in a step there, where an example is more than an image.
 LARGE_BATCHES = {"gpt": 16}
 

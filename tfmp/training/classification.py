@@ -1,11 +1,12 @@
 """What the recipes of image classifiers share: settings, training step, and preparation."""
 
 import dataclasses
+import functools
 
 import keras
 import tensorflow as tf
 
-from tfmp import cli
+from tfmp import cli, models
 from tfmp.data import augment, load
 from tfmp.training import recipe
 from tfmp.training.config import TrainingConfig
@@ -111,13 +112,32 @@ class Classifier(Learner):
         return metrics
 
 
-def prepare(name, config, build):
+def make_learner(config, model, data):
+    """A `Classifier` of a model, not compiled.
+
+    Args:
+        config: A `ClassifierConfig`.
+        model: Built Keras model.
+        data: A `tfmp.data.Data`.
+    """
+    augmentation = data.augmentation if config.augmentation == "auto" else config.augmentation
+    return Classifier(
+        model,
+        augment.AUGMENTATIONS[augmentation],
+        seed=config.seed,
+        label_smoothing=config.label_smoothing,
+        mixup=config.mixup,
+    )
+
+
+def prepare(name, config, build, load_weights=models.load_weights):
     """All that comes before the first step.
 
     Args:
         name: The recipe's name.
         config: A `ClassifierConfig`.
         build: `build(classes=..., input_shape=...)` returns a built model of the global policy.
+        load_weights: `load_weights(model, file)` loads `config.weights`.
 
     Returns:
         What `tfmp.training.recipe.prepare` does.
@@ -125,17 +145,6 @@ def prepare(name, config, build):
     Raises:
         UserError: A setting that can't be met; the message says what to do.
     """
-
-    def learn(model, data):
-        augmentation = data.augmentation if config.augmentation == "auto" else config.augmentation
-        return Classifier(
-            model,
-            augment.AUGMENTATIONS[augmentation],
-            seed=config.seed,
-            label_smoothing=config.label_smoothing,
-            mixup=config.mixup,
-        )
-
     return recipe.prepare(
         name,
         config,
@@ -147,5 +156,6 @@ def prepare(name, config, build):
             image_size=config.image_size,
         ),
         build=lambda data: build(classes=len(data.class_names), input_shape=data.input_shape),
-        learn=learn,
+        learn=functools.partial(make_learner, config),
+        load_weights=load_weights,
     )

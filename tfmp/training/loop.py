@@ -80,12 +80,7 @@ def fit(learner, data, config, workdir, *, resume_hint="", extra_callbacks=(), p
         raise UserError(
             "--early_stopping needs validation examples: --validation_fraction above 0."
         )
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        files.write_json(workdir / "config.json", dataclasses.asdict(config))
-        loading.describe(learner.model, learner.optimizer, workdir)
-    except OSError as error:
-        raise UserError(f"Can't use --workdir={workdir}: {error}.") from None
+    describe(learner, config, workdir)
     checkpoints = Checkpoints(workdir / "checkpoints", learner)
     metrics = checkpoints.restore()
     stopwatch = Stopwatch(
@@ -123,6 +118,25 @@ def fit(learner, data, config, workdir, *, resume_hint="", extra_callbacks=(), p
         joules_before=_known(stopwatch.joules_before),
         watts=_known(stopwatch.watts()),
     )
+
+
+def describe(learner, config, workdir):
+    """Makes the run's folder, with what `--resume` and `tfmp.load` know the run by.
+
+    Args:
+        learner: A compiled `tfmp.training.Learner`.
+        config: A `tfmp.training.TrainingConfig`.
+        workdir: Path of the folder.
+
+    Raises:
+        UserError: The folder can't be written.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        files.write_json(workdir / "config.json", dataclasses.asdict(config))
+        loading.describe(learner.model, learner.optimizer, workdir)
+    except OSError as error:
+        raise UserError(f"Can't use --workdir={workdir}: {error}.") from None
 
 
 def _known(value):

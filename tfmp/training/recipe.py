@@ -5,7 +5,7 @@ from tfmp.data import steps_per_epoch
 from tfmp.training import learner, loop, optimizers, results, session
 
 
-def prepare(name, config, *, load, build, learn):
+def prepare(name, config, *, load, build, learn, load_weights=models.load_weights):
     """All that comes before the first step.
 
     Args:
@@ -14,6 +14,7 @@ def prepare(name, config, *, load, build, learn):
         load: Function of no argument that returns a `tfmp.data.Data`.
         build: `build(data)` returns a built model of the global policy.
         learn: `learn(model, data)` returns a `Learner` of it, not compiled.
+        load_weights: `load_weights(model, file)` loads `config.weights`.
 
     Returns:
         (`Session`, `Data`, compiled `Learner`, training steps of an epoch).
@@ -37,21 +38,33 @@ def prepare(name, config, *, load, build, learn):
                 model, policies.load(config.float32_layers, expected_policy=started.policy)
             )
         if config.weights:
-            models.load_weights(model, config.weights)
+            load_weights(model, config.weights)
         if config.sync_batch_norm:
             distribution.synchronize_batch_norm(model)
         # --- training step
-        learned = learn(model, data)
-        learner.compile_learner(
-            learned,
-            optimizers.build(config, model, epoch_steps),
-            jit_compile=started.jit_compile,
-            fused_layers=started.fused_layers,
-            steps_per_execution=config.steps_per_execution,
-            microbatches=config.gradient_accumulation_steps,
-            remat=config.remat,
-        )
+        learned = compiled(started, config, learn(model, data), epoch_steps)
     return started, data, learned, epoch_steps
+
+
+def compiled(started, config, learned, epoch_steps):
+    """The same learner, compiled as the settings say; call it in the strategy's scope.
+
+    Args:
+        started: A `Session`.
+        config: A `tfmp.training.TrainingConfig`.
+        learned: A `Learner`.
+        epoch_steps: Training steps of an epoch.
+    """
+    learner.compile_learner(
+        learned,
+        optimizers.build(config, learned.model, epoch_steps),
+        jit_compile=started.jit_compile,
+        fused_layers=started.fused_layers,
+        steps_per_execution=config.steps_per_execution,
+        microbatches=config.gradient_accumulation_steps,
+        remat=config.remat,
+    )
+    return learned
 
 
 def run(config, prepared, began):

@@ -53,7 +53,7 @@ def announce(session, config, data, learner, steps_per_epoch):
     print(flush=True)
 
 
-def finish(session, config, data, learner, fitted, began):
+def finish(session, config, data, learner, fitted, began, more=None):
     """Evaluates the trained model on the test examples and writes the run's files.
 
     Args:
@@ -63,6 +63,7 @@ def finish(session, config, data, learner, fitted, began):
         learner: The trained `tfmp.training.Learner`.
         fitted: A `tfmp.training.loop.Fitted`.
         began: `time.perf_counter()` at the run's begin.
+        more: Dict of what else `results.json` is to hold.
 
     Returns:
         The dict in `results.json`.
@@ -71,7 +72,7 @@ def finish(session, config, data, learner, fitted, began):
         TfmpError: A file can't be written.
     """
     rows = read_metrics(session.workdir / "metrics.csv")
-    results = _collect(session, config, data, learner, fitted, rows)
+    results = _collect(session, config, data, learner, fitted, rows) | (more or {})
     file = session.workdir / "results.json"
     try:
         save_model(learner.model, session.workdir / "model.keras")

@@ -45,8 +45,8 @@ class Config:
     )
     model: str | None = cli.flag(
         None,
-        "A --model of the recipe; none: resnet50, vit_small or gpt2_small on an accelerator, on a "
-        "CPU the recipe's default.",
+        "A --model of the recipe; none: on an accelerator a large one, such as resnet50; on a CPU "
+        "the recipe's default.",
         group="Work",
     )
     image_size: int | None = cli.flag(

@@ -1,0 +1,90 @@
+"""The program of keras.applications' classifiers: what differs from the ResNets'."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import keras
+import pytest
+from sklearn import datasets
+from sklearn.linear_model import LogisticRegression
+
+from tfmp import cli, errors, models
+from tfmp.recipes import image_classifier
+
+ROOT = pathlib.Path(__file__).parents[2]
+QUICK = ["--epochs=1", "--policy=float32", "--batch_size=256", "--measure_inference=false"]
+TEST_ROWS = 360
+
+
+def quick(workdir, *flags):
+    """A short run in this process; returns its results."""
+    config = cli.parse(image_classifier.Config, [*QUICK, f"--workdir={workdir}", *flags])
+    return image_classifier.run(config)
+
+
+def test_fine_tuning_starts_from_given_weights_freezes_and_takes_every_option(tmp_path):
+    keras.utils.set_random_seed(1)
+    given = models.build("mobilenet_v3_micro", classes=10, input_shape=(8, 8, 1), alpha=0.25)
+    given.save(tmp_path / "given.keras")
+    flags = [f"--weights={tmp_path / 'given.keras'}", "--freeze_batch_norm", "--alpha=0.25"]
+    flags += ["--dropout=0.1", "--batch_norm_momentum=0.8", "--learning_rate=1e-12"]
+    results = quick(tmp_path / "run", *flags, "--head_learning_rate=0.01")
+    assert results["config"]["optimizer"] == "adamw"
+    assert results["first_phase"]["epochs"] == 1  # since there are weights
+    assert results["first_phase"]["learning_rate"] == 0.01
+    code = (
+        "import sys, keras, numpy as np; model = keras.saving.load_model('run/model.keras')\n"
+        "assert 'tfmp' not in sys.modules\n"
+        "given = keras.saving.load_model('given.keras')\n"
+        "pairs = list(zip(given.weights, model.weights, strict=True))\n"
+        "print(*(a.path for a, b in pairs if not np.allclose(a, b, atol=1e-6)))\n"
+        "print(model.get_layer('head_dropout').rate, model.get_layer('conv_bn').momentum)"
+    )
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=env
+    )
+    assert out.stdout.split() == ["head/kernel", "head/bias", "0.1", "0.8"], out.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--alpha=0"], "--alpha above 0"),
+        (["--alpha=2", "--model=vgg16"], "alpha: expected none for vgg16"),
+        (["--dropout=1"], "--dropout from 0 to below 1"),
+        (["--batch_norm_momentum=1"], "--batch_norm_momentum from 0 to below 1"),
+        (["--weights=imagenet.npz"], r"\.h5\. Received: imagenet\.npz"),
+        (["--weights=none.h5"], "does not exist"),
+        (["--model=vit_tiny"], "mobilenet_v3_micro"),
+    ],
+)
+def test_a_users_mistake_is_one_line(tmp_path, flags, said):
+    with pytest.raises(errors.UserError, match=said):
+        quick(tmp_path / "run", *flags)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_with_no_flags_it_beats_a_trivial_model_within_two_minutes(tmp_path):
+    digits = datasets.load_digits()
+    pixels, labels = digits.data / 16, digits.target
+    trivial = LogisticRegression(max_iter=5000).fit(pixels[:-TEST_ROWS], labels[:-TEST_ROWS])
+    trivial_accuracy = trivial.score(pixels[-TEST_ROWS:], labels[-TEST_ROWS:])
+    assert trivial_accuracy == pytest.approx(0.90, abs=0.005)
+    ended = subprocess.run(
+        [sys.executable, "-m", "tfmp.recipes.image_classifier"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""},  # code as a user has it
+    )
+    assert ended.returncode == 0, ended.stderr
+    (workdir,) = (tmp_path / "runs").glob("image_classifier-*")
+    results = json.loads((workdir / "results.json").read_text())
+    assert results["policy"] == "mixed_float16" and results["loss_scale"]["final"] >= 1
+    assert results["final"]["test_accuracy"] >= 0.93 > trivial_accuracy
