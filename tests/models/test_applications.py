@@ -60,6 +60,10 @@ TOPS = {
 }
 
 
+# Our own is Keras' MobileNetV3Small, narrower than any published one.
+PUBLISHED = [name for name in MODELS if name != "mobilenet_v3_micro"]
+
+
 def some(quick, names=MODELS):
     """Parameters of a test: some models always, the others among the slow tests."""
     return [pytest.param(x, marks=[] if x in quick else [pytest.mark.slow]) for x in names]
@@ -76,7 +80,7 @@ def images(size=8, channels=1, dtype="uint8"):
     return drawn.astype(dtype)
 
 
-@pytest.mark.parametrize("name", some(("mobilenet_v3_small", "efficientnet_b0")))
+@pytest.mark.parametrize("name", some(("mobilenet_v3_small", "efficientnet_b0"), PUBLISHED))
 def test_parameters_equal_the_published_ones(name):
     model = build(name, classes=1000, input_shape=(32, 32, 3))
     total = model.count_params() + TOPS.get(name, 0)
@@ -97,6 +101,10 @@ def keras_own(name, size):
     for layer in applications.batch_norms(theirs):
         layer.momentum = 0.0
     theirs(preprocess(images(size, 3, "float32")), training=True)
+    for layer in applications.batch_norms(theirs):
+        # Three images leave variances near zero, by which rounding would grow.
+        variance = np.asarray(layer.moving_variance)
+        layer.moving_variance.assign(variance + variance.mean())
     return theirs, preprocess
 
 
@@ -109,7 +117,7 @@ def set_normalization(model, variance):
             layer.finalize_state()
 
 
-@pytest.mark.parametrize("name", some(("mobilenet_v3_small", "efficientnet_b0")))
+@pytest.mark.parametrize("name", some(("mobilenet_v3_small", "efficientnet_b0"), PUBLISHED))
 def test_with_the_weights_of_keras_own_model_it_computes_the_same(name, tmp_path):
     """So the images are normalized as the family's weights want it, and files of them load."""
     size = max(32, MODELS[name].keywords["smallest"])

@@ -12,7 +12,8 @@ download its weights; that was not tried here, for want of a network. A file may
 weights without top, or the model.keras of a run, also one for other classes.
 
 Evidence (commands, versions and more in recipes/image_classifier/README.md):
-    DIGITS
+    digits, no flags, two cores of a shared CPU: test accuracy 0.964 and 0.969 (two seeds), 92 s
+    where little else ran, 39 of them to the first step.
     Trivial models on the same split: logistic regression of the pixels 0.900, nearest centroid
     0.850.
 
