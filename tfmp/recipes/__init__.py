@@ -18,7 +18,7 @@ def names():
 
 
 def default_model(name):
-    """The recipe's own default of --model.
+    """The own default of --model, of a recipe of models for images of any size.
 
     Raises:
         UserError: No such recipe.
@@ -26,7 +26,13 @@ def default_model(name):
     if name not in names():
         known = ", ".join(names())
         raise UserError(f"Expected a recipe out of {known}. Received: {name!r}.")
-    return importlib.import_module(f"tfmp.recipes.{name}").Config.model
+    config = importlib.import_module(f"tfmp.recipes.{name}").Config
+    if not hasattr(config, "model") or not hasattr(config, "image_size"):
+        raise UserError(
+            "Expected a recipe with --model and --image_size, whose step can be timed on images of "
+            f"any size. Received: {name!r}."
+        )
+    return config.model
 
 
 def large_model(name):
