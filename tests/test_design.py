@@ -14,7 +14,7 @@ import pytest
 from absl import app, flags, logging  # noqa: F401 (app and logging define flags of absl's own)
 
 import tfmp
-from tfmp import cli, commands, recipes
+from tfmp import cli, commands, errors, recipes
 
 ROOT = pathlib.Path(tfmp.__file__).parents[1]
 LAYERS = {
@@ -159,3 +159,13 @@ def test_flag_files_hold_differences_and_a_header(file):
         if line.startswith("--"):
             name = line[2:].split("=")[0]
             assert getattr(config, name) != getattr(default, name), f"{name} repeats its default"
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_without_models_of_images_is_named_as_such(name):
+    config = importlib.import_module(f"tfmp.recipes.{name}").Config
+    if hasattr(config, "model") and hasattr(config, "image_size"):
+        assert recipes.default_model(name) == config.model
+    else:
+        with pytest.raises(errors.UserError, match=f"--image_size.*{name}"):
+            recipes.default_model(name)

@@ -52,6 +52,11 @@ class SignalAt(keras.callbacks.Callback):
             os.kill(os.getpid(), self.number)
 
 
+def with_signals(fit, signals, *args, extra_callbacks=(), **kwargs):
+    """`loop.fit` with more callbacks."""
+    return fit(*args, extra_callbacks=[*extra_callbacks, *signals], **kwargs)
+
+
 def recipes(runs):
     """Runs the recipe several times, and prints each exit status as JSON in the last line.
 
@@ -67,7 +72,7 @@ def recipes(runs):
     fit, statuses = loop.fit, []
     for run in json.loads(runs):
         signals = [SignalAt(run["signal"], run["step"])] if "signal" in run else []
-        loop.fit = functools.partial(fit, extra_callbacks=signals)
+        loop.fit = functools.partial(with_signals, fit, signals)
         try:
             cli.run(resnet.Config, resnet.run, run["flags"])
             statuses.append(0)

@@ -8,7 +8,7 @@ from tfmp.errors import UserError
 
 cli.prepare()
 
-# The model to measure on an accelerator, where a recipe's own default is too small to fill it.
+# Recipes with synthetic data, and the model to measure on an accelerator, which fills it.
 LARGE_MODELS = {
     "resnet": "resnet50",
     "vit": "vit_small",
@@ -38,8 +38,18 @@ def config_type(name):
 
 
 def default_model(name):
-    """The recipe's own default of --model; errors as of `config_type`."""
-    return config_type(name).model
+    """The own default of --model, of a recipe whose step can be timed on synthetic data.
+
+    Raises:
+        UserError: No such recipe, or it can't.
+    """
+    config = config_type(name)
+    if name not in LARGE_MODELS:
+        known = ", ".join(sorted(LARGE_MODELS))
+        raise UserError(
+            f"Expected a recipe with synthetic data to time its step on: {known}. Received: {name!r}."
+        )
+    return config.model
 
 
 def takes_images(name):

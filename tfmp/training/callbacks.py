@@ -91,17 +91,17 @@ class NonFiniteGuard(loss_scale.LossScaleGuard):
         self.check_steps()
         if self._weights_finite is None:
             self._weights_finite = tf.function(_all_finite)
-        weights = [v.value for v in self.model.model.variables if "float" in v.dtype]
+        weights = [v.value for v in self.model.variables if "float" in v.dtype]
         if not self._weights_finite(weights):
             self._end("a weight or statistic of the model", int(self.model.step))
 
     def stop(self, optimizer, skips):
         """Raises the error for too many skipped steps."""
         first = int(optimizer.last_overflow_step.numpy()) - skips + 1
-        self._end(f"the gradients, {skips} steps in a row", first)
+        self._end(f"the gradients, {skips} steps in a row", first, optimizer)
 
-    def _end(self, what, step):
-        scale = float(loss_scale.scale(self.model.optimizer))
+    def _end(self, what, step, optimizer=None):
+        scale = float(loss_scale.scale(optimizer or self.model.optimizer))
         kept = self._checkpoints.latest
         raise NonFiniteError(
             f"Training became non-finite: {what}, at epoch "

@@ -5,12 +5,13 @@ import pathlib
 import tensorflow as tf
 
 from tfmp.errors import TfmpError
+from tfmp.loss_scale import optimizers_of
 
 
 class Checkpoints:
     """The last checkpoints of a run.
 
-    A checkpoint holds every variable of the model and of the optimizer (weights, BatchNorm
+    A checkpoint holds every variable of the model and of its optimizers (weights, BatchNorm
     statistics, random state of layers, slots, loss scale and its counter, iterations, moving
     averages), the counters and metrics of the step, and the seconds and joules (NaN: not
     known) so far. The data's order and the augmentation are functions of the seed and the step.
@@ -31,7 +32,7 @@ class Checkpoints:
         self._metrics = [v for metric in learner.metrics for v in metric.variables]
         self._checkpoint = tf.train.Checkpoint(
             model=[v.value for v in learner.variables],
-            optimizer=[v.value for v in learner.optimizer.variables],
+            optimizer=[v.value for x in optimizers_of(learner) for v in x.variables],
             metrics=[v.value for v in self._metrics],
             seconds=self.seconds,
             joules=self.joules,

@@ -91,7 +91,10 @@ class TrainingConfig:
         64, "Examples in a training step, of all replicas together.", group="Training"
     )
     optimizer: str = flag(
-        "sgd", "sgd has Nesterov momentum 0.9.", group="Training", choices=OPTIMIZERS
+        "sgd",
+        "sgd has Nesterov momentum 0.9; adam_gan is Adam with a beta_1 of 0.5.",
+        group="Training",
+        choices=OPTIMIZERS,
     )
     learning_rate: float = flag(
         0.4,

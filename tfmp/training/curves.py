@@ -22,13 +22,13 @@ def plot(rows, file, title, metric="accuracy"):
         "loss": ("loss", "val_loss"),
         metric: (metric, f"val_{metric}"),
         "learning rate": ("learning_rate",),
-        "loss scale": ("loss_scale",),
+        "loss scale": [name for name in rows[0] if name.endswith("loss_scale")] if rows else [],
     }
     for axes, (label, names) in zip(figure.subplots(2, 2).flat, panels.items(), strict=False):
         for name in names:
             values = [row.get(name, math.nan) for row in rows]
             if not all(map(math.isnan, values)):
-                axes.plot(epochs, values, label="validation" if name[:4] == "val_" else "training")
+                axes.plot(epochs, values, label=_label(name))
         axes.set(xlabel="epoch", ylabel=label)
         axes.grid(alpha=0.3)
         if axes.lines and len(names) > 1:
@@ -36,3 +36,9 @@ def plot(rows, file, title, metric="accuracy"):
         if label == "loss scale":
             axes.set_yscale("log", base=2)
     FigureCanvasAgg(figure).print_png(file)
+
+
+def _label(name):
+    if name.endswith("_loss_scale"):
+        return name.removesuffix("_loss_scale")
+    return "validation" if name.startswith("val_") else "training"

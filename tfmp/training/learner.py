@@ -67,12 +67,19 @@ class Learner(keras.Model):
         """What loss and metrics compare the model's outputs with."""
         return labels
 
+    def inputs(self, features):
+        """What the model itself takes for a batch of features; by default these."""
+        return features
+
     def target_spec(self):
         """`keras.KerasTensor` of `targets`; by default integers, one for each vector of logits."""
         return keras.KerasTensor(self.model.output_shape[:-1], "int64")
 
     def make_loss(self):
-        """The Keras loss, a weighted mean; by default the cross entropy of integer labels."""
+        """The Keras loss, a weighted mean; by default the cross entropy of integer labels.
+
+        None where the step is the learner's own.
+        """
         return keras.losses.SparseCategoricalCrossentropy(
             from_logits=True, reduction="mean_with_sample_weight"
         )
@@ -145,8 +152,9 @@ def compile_learner(
         microbatches=microbatches,
         remat=remat,
     )
-    optimizer.build(learner.trainable_variables)
+    optimizer.build(learner.model.trainable_variables)
     # Keras would build these on what the data holds, before `prepare`.
     targets, outputs = learner.target_spec(), keras.KerasTensor(learner.model.output_shape)
     for part in (learner._compile_metrics, learner._compile_loss):
-        part.build(targets, outputs)
+        if part is not None:
+            part.build(targets, outputs)

@@ -7,6 +7,8 @@ from tfmp import loss_scale, policies
 OPTIMIZERS = {
     "sgd": lambda **kwargs: keras.optimizers.SGD(momentum=0.9, nesterov=True, **kwargs),
     "adamw": keras.optimizers.AdamW,
+    # Of GANs: with the decay 0.9 of the gradients' mean they oscillate (Radford et al. 2016).
+    "adam_gan": lambda **kwargs: keras.optimizers.Adam(beta_1=0.5, **kwargs),
     "lamb": keras.optimizers.Lamb,
 }
 

@@ -67,13 +67,14 @@ def compiled(started, config, learned, epoch_steps):
     return learned
 
 
-def run(config, prepared, began):
+def run(config, prepared, began, callbacks=()):
     """Trains, evaluates on the test examples, and writes the run's files.
 
     Args:
         config: A `tfmp.training.TrainingConfig`.
         prepared: What `prepare` returned.
         began: `time.perf_counter()` at the run's begin.
+        callbacks: Keras callbacks of the recipe's own.
 
     Returns:
         The dict in `results.json`.
@@ -82,5 +83,13 @@ def run(config, prepared, began):
     results.announce(started, config, data, learned, epoch_steps)
     hint = f"Go on with the same flags and --resume --workdir={started.workdir}."
     with started.power() as power:
-        fitted = loop.fit(learned, data, config, started.workdir, resume_hint=hint, power=power)
+        fitted = loop.fit(
+            learned,
+            data,
+            config,
+            started.workdir,
+            resume_hint=hint,
+            extra_callbacks=callbacks,
+            power=power,
+        )
     return results.finish(started, config, data, learned, fitted, began)

@@ -103,7 +103,7 @@ def _measure_inference(session, config, data, learner, results):
     measured = inference.measure(
         session,
         learner.model,
-        features=next(iter(data.train(size, seed=config.seed)))[0],
+        features=learner.inputs(next(iter(data.train(size, seed=config.seed)))[0]),
         jit_compile=results["jit_compile"],
     )
     results["cost"] = cost.with_inference(results["cost"], measured)
@@ -159,11 +159,23 @@ def _collect(session, config, data, learner, fitted, rows):
             "initial": config.initial_scale if loss_scale.is_dynamic(optimizer) else 1.0,
             "final": float(loss_scale.scale(optimizer)),
             "skipped_steps": int(loss_scale.skipped_steps(optimizer)),
+            **_further_optimizers(learner),
         },
         "seed": config.seed,
         "versions": provenance.versions(),
         "git_commit": provenance.git_commit(),
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _further_optimizers(learner):
+    """Scale and skipped steps of the optimizers beside that of `compile`, by their names."""
+    return {
+        optimizer.name: {
+            "final": float(loss_scale.scale(optimizer)),
+            "skipped_steps": int(loss_scale.skipped_steps(optimizer)),
+        }
+        for optimizer in loss_scale.scaled_optimizers_of(learner)[1:]
     }
 
 
@@ -260,14 +272,21 @@ def _summarize(results, workdir):
         "speed": _speed(results),
         "seconds": f"{seconds['total']:.1f} in all, {seconds['compile']:.1f} to the first step",
         "peak memory": f"{memory / 2**30:.2f} GiB" if memory else "not measured on this device",
-        "loss scale": f"{results['loss_scale']['final']}, "
-        f"{results['loss_scale']['skipped_steps']} steps skipped",
+        "loss scale": _scales(results["loss_scale"]),
         **cost.lines(results["cost"], results["device"]["kind"]),
         "files": ", ".join(sorted(path.name for path in workdir.iterdir())),
         "workdir": workdir,
     }
     print()
     _table("Done", rows)
+
+
+def _scales(found):
+    further = {name: x for name, x in found.items() if isinstance(x, dict)}
+    return "; ".join(
+        f"{name}{x['final']}, {x['skipped_steps']} steps skipped"
+        for name, x in {"": found, **{f"{k} ": v for k, v in further.items()}}.items()
+    )
 
 
 def _speed(results):
