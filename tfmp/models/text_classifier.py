@@ -1,8 +1,8 @@
 """Classifiers of texts: from tokens, filled up with zeros, to logits.
 
-The encoder is a transformer whose tokens all see each other, and the logits are read from their
-mean; the other model is a bidirectional LSTM. The token 0 is none: it is not seen, and not in the
-mean. Only Keras' own layers and operations are used: a saved model loads without tfmp.
+The encoder is a transformer whose tokens all see each other; the other model is a bidirectional
+LSTM. The logits are read from the mean over the tokens. The token 0 is none: it is not seen, and
+not in the mean. Only Keras' own layers and operations are used: a saved model loads without tfmp.
 
 Of the precision: attention and its mask as `tfmp.models.attention` says; the mean is in float32,
 and so are the logits.
@@ -63,11 +63,7 @@ def encoder(
     )
     x = blocks.dropped(embedding(tokens) + blocks.positions(tokens), "embedding_dropout")
     x = blocks(x, mask=ops.reshape(seen, (-1, 1, 1, length)))
-    shares = ops.expand_dims(ops.cast(seen, "float32"), -1)
-    # A text of no token has the mean 0.
-    count = ops.maximum(ops.sum(shares, axis=1), 1.0)
-    x = ops.sum(ops.cast(x, "float32") * shares, axis=1) / count
-    return keras.Model(tokens, _head(x, classes, blocks.initial("head")), name=name)
+    return keras.Model(tokens, _head(x, seen, classes, blocks.initial("head")), name=name)
 
 
 def lstm(
@@ -109,6 +105,7 @@ def lstm(
             width,
             kernel_initializer=glorot(parts.seed_of(seed, way)),
             recurrent_initializer=orthogonal(seed=parts.seed_of(seed, f"{way}_recurrent")),
+            return_sequences=True,
             go_backwards=way == "backward",
             name=way,
         )
@@ -116,7 +113,7 @@ def lstm(
     )
     x = layers.Bidirectional(forward, backward_layer=backward, name="lstm")(x, mask=seen)
     x = blocks.dropped(x, "dropout")
-    return keras.Model(tokens, _head(x, classes, blocks.initial("head")), name=name)
+    return keras.Model(tokens, _head(x, seen, classes, blocks.initial("head")), name=name)
 
 
 def _input(classes, vocabulary, length):
@@ -131,7 +128,11 @@ def _input(classes, vocabulary, length):
     return tokens, ops.not_equal(tokens, 0)
 
 
-def _head(x, classes, initial):
+def _head(x, seen, classes, initial):
+    """Logits of the mean of what is seen; of a text of no token that is 0."""
+    shares = ops.expand_dims(ops.cast(seen, "float32"), -1)
+    count = ops.maximum(ops.sum(shares, axis=1), 1.0)
+    x = ops.sum(ops.cast(x, "float32") * shares, axis=1) / count
     return layers.Dense(classes, kernel_initializer=initial, dtype="float32", name="head")(x)
 
 

@@ -48,14 +48,14 @@ class Config(TrainingConfig):
         "encoder_micro", "lstm is bidirectional.", group="Model", choices=text_classifier.MODELS
     )
     dropout: float = cli.flag(
-        0.1, "Share of features dropped, behind the embedding too.", group="Training"
+        0.3, "Share of features dropped, behind the embedding too.", group="Training"
     )
 
     optimizer: str = changed("optimizer", "adamw")
     learning_rate: float = changed("learning_rate", 2e-2)
     weight_decay: float = changed("weight_decay", 0.1)
     clip_norm: float = changed("clip_norm", 1.0)
-    epochs: int = changed("epochs", 8)
+    epochs: int = changed("epochs", 6)
     batch_size: int = changed("batch_size", 32)
 
     def __post_init__(self):
