@@ -32,9 +32,9 @@ def from_arrays(
         options: What `load` was asked for; its seed decides what is held out.
     """
     if test is None:
-        train, test = _split(train, TEST_FRACTION, options.seed)
+        train, test = split(train, TEST_FRACTION, options.seed)
     if validation is None:
-        train, validation = _split(train, options.validation_fraction, options.seed + 1)
+        train, validation = split(train, options.validation_fraction, options.seed + 1)
     parts = {"train": train, "validation": validation, "test": test}
     height, width, channels = train[0].shape[1:]
     return Data(
@@ -49,7 +49,8 @@ def from_arrays(
     )
 
 
-def _split(arrays: Arrays, fraction: float, seed: int) -> tuple[Arrays, Arrays]:
+def split(arrays: Arrays, fraction: float, seed: int) -> tuple[Arrays, Arrays]:
+    """What is kept of (features, labels), and what is held out: a share of each class."""
     images, labels = arrays
     keys = np.random.default_rng(seed).random(len(labels))
     kept, held = pipeline.hold_out(labels, keys, fraction)

@@ -47,7 +47,7 @@ def default_model(name):
     if name not in LARGE_MODELS:
         known = ", ".join(sorted(LARGE_MODELS))
         raise UserError(
-            f"Expected a recipe with synthetic data to time its step on: {known}. Received: {name!r}."
+            f"Expected a recipe with synthetic data, to time its step: {known}. Received: {name!r}."
         )
     return config.model
 

@@ -1,4 +1,4 @@
-"""The training step of language models: the next token at every place."""
+"""The training steps of models of text: the next token at every place, or one label a text."""
 
 import math
 
@@ -50,3 +50,23 @@ class LanguageModel(Learner):
         """Running means over the evaluated tokens."""
         with in_parts(self.model, self.attention_part):
             return super().test_step(data)
+
+
+class TextClassifier(Learner):
+    """A classifier of texts: cross entropy and accuracy.
+
+    Args:
+        model: Keras model, tokens [batch, length] integers -> logits [batch, classes] float32. It
+            is trained in place and saved on its own.
+        seed: Seed of what the step draws.
+    """
+
+    monitor = "accuracy"
+    monitor_mode = "max"
+
+    def __init__(self, model, *, seed=0):
+        super().__init__(model, seed=seed, name="text_classifier")
+
+    def make_metrics(self):
+        """The share of texts whose label got the highest logit."""
+        return [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 # (width, depth, heads)
 SIZES = {
-    "gpt_micro": (128, 2, 4),
+    "gpt_micro": (96, 2, 4),
     "gpt2_small": (768, 12, 12),
     "gpt2_medium": (1024, 24, 16),
 }

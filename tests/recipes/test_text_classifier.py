@@ -1,0 +1,89 @@
+"""The program of the classifiers of texts."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from tfmp import cli, errors
+from tfmp.data import docstrings, labeled_text
+from tfmp.recipes import text_classifier
+
+ROOT = pathlib.Path(__file__).parents[2]
+QUICK = ["--length=8", "--vocabulary=500", "--batch_size=16", "--epochs=4", "--dropout=0"]
+QUICK += ["--policy=float32", "--measure_inference=false", "--learning_rate=8e-2"]
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    """Texts of words of one kind or the other."""
+    random = np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("texts") / "texts.csv"
+    kinds = random.integers(2, size=200)
+    words = random.integers(20, size=(200, 3))
+    lines = [f"{' '.join(f'{"ab"[k]}{w}' for w in row)},{'ab'[k]}" for k, row in zip(kinds, words)]
+    path.write_text("\n".join(["text,label", *lines]))
+    return path
+
+
+def quick(file, workdir, *flags):
+    """A short run in this process; returns its results."""
+    words = [f"--dataset=csv:{file}", *QUICK, f"--workdir={workdir}", *flags]
+    return text_classifier.run(cli.parse(text_classifier.Config, words))
+
+
+@pytest.mark.parametrize("model", ["encoder_micro", "lstm"])
+def test_it_learns_and_its_saved_model_takes_any_text(file, tmp_path, model):
+    results = quick(file, tmp_path / "run", f"--model={model}")
+    assert results["final"]["test_accuracy"] >= 0.9
+    assert results["data"]["class_names"] == ["a", "b"] and results["model"]["name"] == model
+    assert results["data"]["origin"].startswith("200 texts, SHA-256 ")
+    loaded = keras.saving.load_model(tmp_path / "run" / "model.keras")
+    texts = ["a1 a2 a3", "b7 b8"]
+    tokens = [labeled_text.tokens(text, length=8, vocabulary=500) for text in texts]
+    logits = loaded.predict(np.array(tokens), verbose=0)
+    assert logits.argmax(-1).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--length=0"], "--length above 0"),
+        (["--vocabulary=1"], "--vocabulary above 1"),
+        (["--dropout=1"], "--dropout from 0 to below 1"),
+        (["--model=gpt_micro"], "encoder_micro"),
+        (["--dataset=csv:/no/such.csv"], "Can't read csv:/no/such.csv"),
+    ],
+)
+def test_a_users_mistake_is_one_line(file, tmp_path, flags, said):
+    with pytest.raises(errors.UserError, match=said):
+        quick(file, tmp_path / "run", *flags)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_with_no_flags_it_beats_the_largest_class_within_two_minutes(tmp_path):
+    _, modules, owners = docstrings.load()
+    is_test = np.array([docstrings.draw(owner) < labeled_text.TEST_FRACTION for owner in owners])
+    modules = np.array(modules)
+    names, counts = np.unique(modules[~is_test], return_counts=True)
+    trivial = np.mean(modules[is_test] == names[counts.argmax()])
+    assert trivial < 0.45  # 0.362 in Python 3.11.7
+    ended = subprocess.run(
+        [sys.executable, "-m", "tfmp.recipes.text_classifier"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert ended.returncode == 0, ended.stderr
+    (workdir,) = (tmp_path / "runs").glob("text_classifier-*")
+    results = json.loads((workdir / "results.json").read_text())
+    assert results["policy"] == "mixed_float16" and results["loss_scale"]["final"] >= 1
+    assert results["final"]["test_accuracy"] >= 0.65 > trivial
