@@ -70,10 +70,20 @@ class _MistakeError(Exception):
     """What the user has to mend before there can be a cell."""
 
 
+# Lines of TensorFlow's messages that don't say what is wrong.
+NOISE = ("Graph execution error", "Detected at node", "File ", "Stack trace", "[[{{", "Original")
+
+
 def _said(error):
-    """An error in a line; TensorFlow's have many."""
-    said = str(error) if isinstance(error, errors.TfmpError) else target.said(error)
-    return textwrap.shorten(said, 400, placeholder=" ...")
+    """An error in a line."""
+    said = target.said(error)
+    if isinstance(error, errors.TfmpError):
+        said = str(error)
+    elif isinstance(error, tf.errors.OpError):
+        lines = [line.strip() for line in error.message.splitlines()]
+        lines = [line for line in lines if line and not line.startswith(NOISE)]
+        said = f"{type(error).__name__}: {lines[-1] if lines else error.message}"
+    return textwrap.shorten(said, 300, placeholder=" ...")
 
 
 class Steps(keras.callbacks.Callback):
@@ -176,8 +186,14 @@ def _found(learner, model, before, inputs, folder):
     numpy_inputs = keras.tree.map_structure(keras.ops.convert_to_numpy, inputs)
     (folder / "outputs.pickle").write_bytes(pickle.dumps((numpy_inputs, arrays)))
     scaled = loss_scale.scaled_optimizers_of(learner)
+    unchanged = [
+        (index, variable.path)
+        for index, variable in enumerate(model.trainable_variables)
+        if (before[index] == after[index]).all()
+    ]
     return {
-        "changed": any((a != b).any() for a, b in zip(before, after, strict=True)),
+        "unchanged": unchanged,
+        "changed": len(unchanged) < len(after),
         "weights_finite": all(np.isfinite(x).all() for x in after),
         "outputs_finite": all(np.isfinite(x).all() for x in arrays),
         "output_dtypes": sorted({keras.backend.standardize_dtype(x.dtype) for x in outputs}),

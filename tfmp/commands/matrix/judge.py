@@ -68,10 +68,20 @@ def deviation(found, reference):
 
 
 def _against(cell, found, reference, tolerance):
+    # A deviation from itself would say nothing.
     share = None if cell.policy == "float32" else deviation(found, reference)
     if share is not None and not share <= tolerance:
         ours, theirs = mean_losses(found, reference)
         yield f"the mean loss is {ours:.4g}, {share:.0%} off float32's {theirs:.4g}"
+    if found["changed"] and "unchanged" in (reference or {}):
+        there = {index for index, _ in reference["unchanged"]}
+        still = [path for index, path in found["unchanged"] if index not in there]
+        if still:
+            more = f" and {len(still) - 2} more" if len(still) > 2 else ""
+            yield (
+                f"{', '.join(still[:2])}{more} did not change, and did in float32: no gradient "
+                "gets there"
+            )
 
 
 def _outputs(found):

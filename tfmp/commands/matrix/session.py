@@ -218,7 +218,8 @@ def _cell(row):
 def _line(row):
     known = "losses" in row
     losses = [x for x in row.get("losses", []) if x is not None]
-    reload = row.get("reload", {}).get("difference")
+    # NaN equals nothing.
+    reload = row["reload"].get("difference") if known and row["outputs_finite"] else None
     scale = f"{row['scale']:g} ({row['loss_scale']})" if known and row["uses_float16"] else "-"
     return (
         row["target"],
