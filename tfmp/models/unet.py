@@ -11,9 +11,11 @@ layer's name. Only Keras' own layers and operations are used: a saved model load
 Of the precision: images are normalized in float32, and the logits are float32 under every policy.
 Bilinear upsampling is two weighted sums of neighbors along each axis, in the policy's dtype, where
 the weights 3/4 and 1/4 are exact. It computes what `keras.layers.UpSampling2D` does, up to
-rounding, which XLA does 6 to 10 times as fast: on two cores of a shared CPU, 16 images of 32x32 and
-64 channels, forward and backward, took 14 ms against 138 in float32 and 21 against 128 in float16
-(medians of 7, TensorFlow 2.21). Without XLA it is the other way round, 88 against 11 ms.
+rounding. Of that one XLA doesn't compile the gradient in half precision: it comes in float32, and
+the next ReLU refuses it. And XLA does this one 6 to 10 times as fast: on two cores of a shared CPU,
+16 images of 32x32 and 64 channels, forward and backward, took 14 ms against 138 in float32 and 21
+against 128 in float16 (medians of 7, TensorFlow 2.21). Without XLA it is the other way round, 88
+against 11 ms.
 
 References:
     Ronneberger et al. 2015, U-Net: Convolutional Networks for Biomedical Image Segmentation,

@@ -96,6 +96,24 @@ def load(target, policy):
     Raises:
         UserError: There is no such module or function, or it returns something else.
     """
+    called = function(target)
+    with policies.scope(policy):
+        try:
+            model = called()
+        except Exception as error:
+            raise UserError(f"{target}, called without arguments: {said(error)}") from error
+    return _checked(model, target)
+
+
+def function(target):
+    """The function that MODULE:FUNCTION names.
+
+    Args:
+        target: MODULE:FUNCTION; the module is looked for in the current folder first.
+
+    Raises:
+        UserError: There is no such module or function, or the module can't be imported.
+    """
     name, _, function_name = target.partition(":")
     if not name or not function_name:
         raise UserError(f"Expected MODULE:FUNCTION. Received: {target!r}.")
@@ -105,28 +123,23 @@ def load(target, policy):
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise UserError(f"{name} can't be imported: {_said(error)}") from error
+            raise UserError(f"{name} can't be imported: {said(error)}") from error
         raise UserError(
             f"Expected MODULE:FUNCTION with a module of the current folder or an installed one. "
             f"There is no module {error.name!r} in {os.getcwd()}."
         ) from None
     except Exception as error:
-        raise UserError(f"{name} can't be imported: {_said(error)}") from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
+        raise UserError(f"{name} can't be imported: {said(error)}") from error
+    found = getattr(module, function_name, None)
+    if not callable(found):
         raise UserError(
             f"Expected a function in {name} ({module.__file__}). Received: {function_name!r}, "
-            f"which is {'not there' if function is None else f'{type(function).__name__}'}."
+            f"which is {'not there' if found is None else f'{type(found).__name__}'}."
         )
-    with policies.scope(policy):
-        try:
-            model = function()
-        except Exception as error:
-            raise UserError(f"{target}, called without arguments: {_said(error)}") from error
-    return _checked(model, target)
+    return found
 
 
-def _said(error):
+def said(error):
     """An error and where it came from, in a line."""
     frames = traceback.extract_tb(error.__traceback__)
     # The last place outside of libraries and of this file, if there is one.

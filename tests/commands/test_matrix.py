@@ -1,0 +1,327 @@
+"""`python -m tfmp matrix`: planted faults in their cells, verdicts by hand, mistakes, the zoo."""
+
+import contextlib
+import json
+import pathlib
+import re
+
+import pytest
+
+from tfmp import __main__, errors, recipes
+from tfmp.commands import matrix
+from tfmp.commands.benchmark import children
+from tfmp.commands.matrix import cell, judge, reload, session
+
+MODELS = """
+import keras
+import numpy as np
+from keras import layers, ops
+
+import tfmp
+
+
+def data():
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(32, 8, 8, 2)).astype("float32"), rng.integers(0, 3, 32)
+
+
+def loss(from_logits=True):
+    return keras.losses.SparseCategoricalCrossentropy(from_logits)
+
+
+def build(*middle, head=None):
+    head = head or layers.Dense(3, dtype="float32")
+    conv = layers.Conv2D(8, 3, activation="relu")
+    pool = layers.GlobalAveragePooling2D()
+    return keras.Sequential([keras.Input((8, 8, 2)), conv, *middle, pool, head])
+
+
+def good():
+    model = tfmp.compile(build(), "adam", loss=loss())
+    import tensorflow as tf
+
+    return model, tf.data.Dataset.from_tensor_slices(data()).batch(8)
+
+
+def softmax_head():
+    model = build(head=layers.Dense(3, "softmax"))
+    return tfmp.compile(model, "adam", loss=loss(False)), data()
+
+
+def unscaled():
+    model = build()
+    model.compile("adam", loss(), auto_scale_loss=False)
+    return model, data()
+
+
+def static_scale():
+    optimizer = tfmp.LossScaleOptimizer(keras.optimizers.Adam(), static_scale=8.0)
+    return tfmp.compile(build(), optimizer, loss=loss()), data()
+
+
+def upsampled(interpolation):
+    middle = layers.UpSampling2D(2, interpolation=interpolation, name="larger")
+    return tfmp.compile(build(middle), "adam", loss=loss()), data()
+
+
+def bicubic():
+    return upsampled("bicubic")
+
+
+def lanczos():
+    return upsampled("lanczos3")
+
+
+def bilinear():
+    return upsampled("bilinear")
+
+
+def mask():
+    inputs = keras.Input((8, 8, 2))
+    x = layers.Dense(4)(layers.Reshape((64, 2))(inputs))
+    logits = ops.einsum("bqd,bkd->bqk", x, x)
+    causal = ops.cast(np.tril(np.ones((64, 64))), logits.dtype)
+    logits = logits + (1 - causal) * ops.cast(-1e9, logits.dtype)
+    x = layers.GlobalAveragePooling1D()(ops.einsum("bqk,bkd->bqd", ops.softmax(logits), x))
+    model = keras.Model(inputs, layers.Dense(3, dtype="float32")(x))
+    return tfmp.compile(model, "adam", loss=loss()), data()
+
+
+def forgetful():
+    class Forgetful(layers.Layer):
+        def build(self, shape):
+            self.factor = self.add_weight(shape=(), initializer="random_normal")
+
+        def call(self, x):
+            return x * self.factor
+
+        def save_own_variables(self, store):
+            pass
+
+        def load_own_variables(self, store):
+            pass
+
+    cls = keras.saving.register_keras_serializable("theirs")(Forgetful)
+    return tfmp.compile(build(cls()), "adam", loss=loss()), data()
+
+
+def a_model_alone():
+    return build()
+
+
+def not_compiled():
+    return build(), data()
+
+
+def no_data():
+    return tfmp.compile(build(), "adam", loss=loss()), 3
+"""
+NAME = "their_matrix_models"
+
+
+@pytest.fixture
+def their_models(tmp_path, monkeypatch):
+    """The current folder has a module of functions; gives its name."""
+    (tmp_path / f"{NAME}.py").write_text(MODELS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    return NAME
+
+
+def train(folder, target, policy="mixed_float16", jit_compile=False, **spec):
+    """What a cell of one replica finds, in this process, and after a fresh load."""
+    spec = {"steps": 4, "batch_size": 8, "flags": [], "folder": str(folder), **spec}
+    spec |= {"target": target, "policy": policy, "jit_compile": jit_compile, "replicas": 1}
+    found = cell.train(spec)
+    if "error" not in found and "mistake" not in found:
+        found |= {
+            "reload": reload.compare({"target": target, "folders": [str(folder)]})[str(folder)]
+        }
+    return found
+
+
+def judged(found, policy="mixed_float16", reference=None):
+    of = session.Cell("theirs", policy, False, 1)
+    return judge.reasons(of, json.loads(json.dumps(found)), reference, 0.1)
+
+
+# Keras says no more of it than this.
+@pytest.mark.filterwarnings("ignore:(.*\n)*.*Gradients do not exist for variables")
+@pytest.mark.parametrize(
+    ("function", "policy", "jit_compile", "said"),
+    [
+        ("good", "mixed_float16", True, None),
+        ("softmax_head", "float32", False, None),
+        ("softmax_head", "mixed_float16", False, "outputs are float16: give the last layer"),
+        ("softmax_head", "mixed_bfloat16", False, "outputs are bfloat16"),
+        ("mask", "float32", True, None),
+        ("mask", "mixed_float16", False, "all 4 steps were skipped"),
+        ("mask", "mixed_float16", True, "all 4 steps were skipped"),
+        ("mask", "mixed_bfloat16", True, None),
+        ("unscaled", "mixed_float16", False, "but the optimizer has no loss scale"),
+        ("unscaled", "mixed_bfloat16", False, None),
+        ("static_scale", "mixed_float16", False, "the loss scale is static"),
+        ("static_scale", "float32", False, None),
+        ("bicubic", "float32", True, "XLA can't compile ResizeBicubic in layer larger"),
+        (
+            "bicubic",
+            "mixed_bfloat16",
+            False,
+            r"conv2d\w*/kernel, .*/bias did not change, and did in",
+        ),
+        ("lanczos", "float32", False, None),
+        ("lanczos", "mixed_float16", False, "ScaleAndTranslateGrad"),
+        ("bilinear", "float32", True, None),
+        (
+            "bilinear",
+            "mixed_float16",
+            True,
+            "InternalError: .*different precisions .*ResizeBilinear",
+        ),
+        ("bilinear", "mixed_float16", False, None),
+    ],
+)
+def test_a_planted_fault_is_red_in_its_cells_for_its_reason(
+    tmp_path, their_models, function, policy, jit_compile, said
+):
+    reference = train(tmp_path, f"{their_models}:{function}", "float32")
+    found = train(tmp_path, f"{their_models}:{function}", policy, jit_compile)
+    reasons = judged(found, policy, reference)
+    if said is None:
+        assert reasons == []
+        assert found["losses"][-1] < found["losses"][0]
+    else:
+        assert re.search(said, reasons[0]) and "\n" not in reasons[0], reasons
+
+
+def test_a_layer_that_forgets_its_weights_is_red(tmp_path, their_models):
+    reasons = judged(train(tmp_path, f"{their_models}:forgetful"))
+    assert len(reasons) == 1 and "predicts something else in a fresh process" in reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        ("nothing", "'nothing', which is not there"),
+        ("a_model_alone", r"to return \(compiled Keras model, data\). Received: Sequential"),
+        ("not_compiled", "Received: one that is not compiled"),
+        ("no_data", r"arrays \(x, y\). Received: int"),
+    ],
+)
+def test_what_a_function_has_to_return(tmp_path, their_models, monkeypatch, function, said):
+    found = train(tmp_path, f"{their_models}:{function}")
+    monkeypatch.setattr(children, "run", lambda *_: found)
+    with pytest.raises(errors.UserError, match=said):
+        matrix.run(matrix.Config(targets=(f"{their_models}:{function}",)))
+
+
+GOOD = {
+    "losses": [2.0, 1.5, 1.0, 0.5],
+    "steps": 4,
+    "skipped_steps": 0,
+    "last_overflow_step": 0,
+    "unchanged": [],
+    "changed": True,
+    "weights_finite": True,
+    "outputs_finite": True,
+    "output_dtypes": ["float32", "int64"],
+    "uses_float16": True,
+    "loss_scale": "dynamic",
+    "scale": 2.0**15,
+    "reload": {"difference": 0.0},
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({}, None),
+        ({"losses": [None, 1.5, 1.0, 0.5], "skipped_steps": 1, "last_overflow_step": 1}, None),
+        (
+            {"losses": [None, 1.5, 1.0, None], "skipped_steps": 2, "last_overflow_step": 4},
+            "2 of 4 steps were skipped, up to step 4",
+        ),
+        ({"losses": [2.0, None, None, 0.5]}, "the loss is not finite in 2 of 4 steps"),
+        ({"changed": False}, "no weight has changed"),
+        ({"weights_finite": False}, "weights are not finite"),
+        ({"losses": [2.6, 1.5, 1.0, 0.5]}, "the mean loss is 1.4, 12% off float32's 1.25"),
+        ({"unchanged": [(3, "a"), (4, "b/kernel")]}, "b/kernel did not change, and did in float32"),
+        ({"losses": [2.4, 1.5, 1.0, 0.5]}, None),
+        ({"scale": 1.0}, "collapsed to 1"),
+        ({"scale": 1.0, "uses_float16": False, "loss_scale": "static"}, None),
+        ({"reload": {"difference": 0.5}}, "by 0.5 of the largest output"),
+        ({"reload": {"difference": 0.007}}, None),
+        ({"reload": {"error": "Unknown layer"}}, "in a fresh process: Unknown layer"),
+        ({"error": "ended by SIGABRT"}, "ended by SIGABRT"),
+    ],
+)
+def test_verdicts(change, said):
+    found = {"error": change["error"]} if "error" in change else GOOD | change
+    reference = GOOD | {"unchanged": [(3, "other/a")]}
+    reasons = judged(found, reference=reference)
+    assert reasons == [] if said is None else len(reasons) == 1 and said in reasons[0]
+
+
+def test_the_program_is_red_where_a_cell_is_and_says_so(their_models, capsys):
+    words = ["matrix", f"{their_models}:softmax_head", "--policies=float32,mixed_float16"]
+    words += ["--jit_compile=false", "--replicas=1", "--output=matrix.json", "--steps=3"]
+    with pytest.raises(SystemExit) as ended:
+        __main__.main(words)
+    assert ended.value.code == 10
+    out, err = capsys.readouterr()
+    assert "1 of 2 cells are red" in err, out
+    (line,) = (x for x in out.splitlines() if x.startswith("red: "))
+    assert line.startswith(
+        f"red: {their_models}:softmax_head, mixed_float16, no XLA, 1 replica: out"
+    )
+    written = json.loads(pathlib.Path("matrix.json").read_text())
+    first, second = written["cells"]
+    assert (first["verdict"], second["verdict"]) == ("green", "red")
+    assert second["deviation"] < 0.01 and second["reload"] == {"difference": 0.0}
+    assert second["loss_scale"] == "dynamic" and len(second["losses"]) == 3
+    assert written["environment"]["versions"]["keras"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nothing"], "Expected a recipe out of .*'nothing'"),
+        (["resnet", "--policies=float16"], "out of float32, mixed_float16"),
+        (["resnet", "--replicas=3"], "--replicas, each once, out of 1, 2"),
+        (["resnet", "--steps=1"], "--steps of 2 or more"),
+        (["resnet", "--recipe_flags=--policy=float32"], "without --policy"),
+        (["resnet", "--recipe_flags=--nothing=1"], "nothing"),
+    ],
+)
+def test_a_users_mistake_is_one_line(tmp_path, monkeypatch, capsys, words, said):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(children, "run", lambda *_: pytest.fail("a child was started"))
+    with pytest.raises(SystemExit) as ended:
+        __main__.main(["matrix", *words])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2 and re.search(said, line)
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_a_cell_of_each_recipe_is_green(tmp_path, name):
+    config = matrix.Config(targets=(name,), batch_size=4)
+    flags = session._flags(config, session.Cell(name, "mixed_float16", False, 1), tmp_path)
+    assert judged(train(tmp_path, name, steps=3, flags=flags)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", recipes.names())
+def test_all_cells_of_each_recipe_are_green(tmp_path, name):
+    with contextlib.chdir(tmp_path):
+        results = matrix.run(matrix.Config(targets=(name,), output="matrix.json"))
+    assert len(results["cells"]) == 12
+    assert {row["verdict"] for row in results["cells"]} == {"green"}
+
+
+@pytest.mark.slow
+def test_faults_are_red_on_two_replicas_too(their_models):
+    config = matrix.Config(targets=(f"{their_models}:mask",), replicas=(2,), output="matrix.json")
+    with pytest.raises(errors.DifferentError, match="2 of 6 cells are red"):
+        matrix.run(config)
+    cells = json.loads(pathlib.Path("matrix.json").read_text())["cells"]
+    assert {row["policy"] for row in cells if row["verdict"] == "red"} == {"mixed_float16"}

@@ -1,0 +1,210 @@
+"""The child process of a cell: one JSON spec as its argument, one JSON line out."""
+
+import importlib
+import json
+import math
+import pathlib
+import pickle
+import sys
+import textwrap
+import time
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfmp import cli, distribution, errors, hardware, loss_scale, policies, provenance, training
+from tfmp.commands.advise import probe, target
+from tfmp.commands.benchmark import children, ours
+
+
+def train(spec):
+    """Trains a cell's model a few steps and saves it.
+
+    Args:
+        spec: Dict: `target`, `policy`, `jit_compile`, `replicas`, `steps`, `batch_size`, `flags`
+            (of a recipe), `folder` (for the saved model and what it predicts).
+
+    Returns:
+        A dict that JSON can write; see `judge.reasons`. Of a mistake that is no cell's own:
+        {"mistake": what it is}.
+    """
+    ours.make_replicas(spec["replicas"])
+    is_function = target.is_function(spec["target"])
+    try:
+        learner, model, batch, inputs = (_function if is_function else _recipe)(spec)
+    except _MistakeError as error:
+        return {"mistake": str(error)}
+    except Exception as error:
+        return {"error": _said(error)}
+    scaled = _loss_scale(learner)  # before `fit`, which mends it
+    before = _numpy(model.trainable_variables)
+    steps = Steps()
+    try:
+        if is_function:
+            training.accelerate(learner, jit_compile=spec["jit_compile"])
+        learner.fit(
+            tf.data.Dataset.from_tensors(batch).repeat(),
+            epochs=spec["steps"],
+            steps_per_epoch=1,
+            shuffle=False,
+            verbose=0,
+            callbacks=[steps],
+        )
+        found = _found(learner, model, before, inputs, pathlib.Path(spec["folder"]))
+    except Exception as error:
+        return {"error": _said(error)}
+    return found | {
+        "losses": steps.losses,
+        "steps": len(steps.losses),
+        "loss_scale": scaled,
+        "step_ms": 1e3 * sum(steps.seconds[1:]) / len(steps.seconds[1:]),
+        "first_step_s": steps.seconds[0],
+        "device": hardware.describe().name,
+        "versions": provenance.versions(),
+        "git_commit": provenance.git_commit(),
+    }
+
+
+class _MistakeError(Exception):
+    """What the user has to mend before there can be a cell."""
+
+
+# Lines of TensorFlow's messages that don't say what is wrong.
+NOISE = ("Graph execution error", "Detected at node", "File ", "Stack trace", "[[{{", "Original")
+
+
+def _said(error):
+    """An error in a line."""
+    said = target.said(error)
+    if isinstance(error, errors.TfmpError):
+        said = str(error)
+    elif isinstance(error, tf.errors.OpError):
+        lines = [line.strip() for line in error.message.splitlines()]
+        lines = [line for line in lines if line and not line.startswith(NOISE)]
+        said = f"{type(error).__name__}: {lines[-1] if lines else error.message}"
+    return textwrap.shorten(said, 300, placeholder=" ...")
+
+
+class Steps(keras.callbacks.Callback):
+    """The loss of each step, of epochs of one step; None where it was skipped or is not finite."""
+
+    def __init__(self):
+        super().__init__()
+        self.losses, self.seconds, self._skipped = [], [], 0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Begins to time the step."""
+        self._began = time.monotonic()
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Notes the step."""
+        self.seconds.append(time.monotonic() - self._began)
+        loss = sum(float(v) for name, v in logs.items() if name == "loss" or name.endswith("_loss"))
+        loss = float(logs["loss"]) if "loss" in logs else loss
+        skipped = sum(
+            int(loss_scale.skipped_steps(x)) for x in loss_scale.scaled_optimizers_of(self.model)
+        )
+        good = math.isfinite(loss) and skipped == self._skipped
+        self.losses.append(loss if good else None)
+        self._skipped = skipped
+
+
+def _recipe(spec):
+    """(learner, its model, a batch of the training data, random inputs of the model)."""
+    recipe = importlib.import_module(f"tfmp.recipes.{spec['target']}")
+    config = cli.parse(recipe.Config, spec["flags"])
+    _, data, learner, _ = recipe.prepare(config)
+    batch = next(iter(data.train(config.batch_size, seed=config.seed)))
+    inputs, _ = probe.batch(learner.model, config.batch_size)
+    return learner, learner.model, batch, inputs
+
+
+def _function(spec):
+    """The same of a user's function; the inputs are those of the batch."""
+    try:
+        function = target.function(spec["target"])
+    except errors.UserError as error:
+        raise _MistakeError(str(error)) from error
+    keras.utils.set_random_seed(0)
+    strategy = distribution.resolve("mirrored" if spec["replicas"] > 1 else "none")
+    with strategy.scope(), policies.scope(spec["policy"]):
+        returned = function()
+    if not isinstance(returned, tuple) or len(returned) != 2:
+        raise _MistakeError(
+            f"Expected {spec['target']} to return (compiled Keras model, data). Received: "
+            f"{type(returned).__name__}."
+        )
+    model, data = returned
+    if not isinstance(model, keras.Model) or not model.compiled:
+        what = "one that is not compiled" if isinstance(model, keras.Model) else type(model)
+        raise _MistakeError(
+            f"Expected a compiled Keras model of {spec['target']}. Received: {what}."
+        )
+    batch = _batch(data, spec)
+    return model, model, batch, batch[0]
+
+
+def _batch(data, spec):
+    batch = next(iter(data), None) if isinstance(data, tf.data.Dataset) else data
+    if not isinstance(batch, tuple) or len(batch) not in (2, 3):
+        raise _MistakeError(
+            f"Expected data of {spec['target']}: a tf.data.Dataset of batches (x, y), or arrays "
+            f"(x, y). Received: {type(data).__name__}."
+        )
+    if not isinstance(data, tf.data.Dataset):
+        batch = keras.tree.map_structure(lambda x: np.asarray(x)[: spec["batch_size"]], batch)
+    return batch
+
+
+def _loss_scale(learner):
+    """The least of the optimizers' loss scales: "dynamic", "static" or "none"."""
+    kinds = {_kind(x) for x in loss_scale.optimizers_of(learner)}
+    return next(kind for kind in ("none", "static", "dynamic") if kind in kinds)
+
+
+def _kind(optimizer):
+    if loss_scale.is_dynamic(optimizer):
+        return "dynamic"
+    scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    return "static" if scaled else "none"
+
+
+def _numpy(variables):
+    """The variables' values; of several replicas', the first's."""
+    return [keras.ops.convert_to_numpy(v) for v in variables]
+
+
+def _found(learner, model, before, inputs, folder):
+    """What training left; the model is saved with inputs and outputs."""
+    after = _numpy(model.trainable_variables)
+    outputs = [
+        keras.ops.convert_to_tensor(x) for x in keras.tree.flatten(model(inputs, training=False))
+    ]
+    arrays = [keras.ops.convert_to_numpy(keras.ops.cast(x, "float32")) for x in outputs]
+    model.save(folder / "model.keras")
+    numpy_inputs = keras.tree.map_structure(keras.ops.convert_to_numpy, inputs)
+    (folder / "outputs.pickle").write_bytes(pickle.dumps((numpy_inputs, arrays)))
+    scaled = loss_scale.scaled_optimizers_of(learner)
+    unchanged = [
+        (index, variable.path)
+        for index, variable in enumerate(model.trainable_variables)
+        if (before[index] == after[index]).all()
+    ]
+    return {
+        "unchanged": unchanged,
+        "changed": len(unchanged) < len(after),
+        "weights_finite": all(np.isfinite(x).all() for x in after),
+        "outputs_finite": all(np.isfinite(x).all() for x in arrays),
+        "output_dtypes": sorted({keras.backend.standardize_dtype(x.dtype) for x in outputs}),
+        "uses_float16": policies.uses_float16(learner),
+        "scale": min((float(loss_scale.scale(x)) for x in scaled), default=1.0),
+        "skipped_steps": sum(int(loss_scale.skipped_steps(x)) for x in scaled),
+        "last_overflow_step": max(
+            (int(keras.ops.convert_to_numpy(x.last_overflow_step)) for x in scaled), default=0
+        ),
+    }
+
+
+if __name__ == "__main__":
+    children.answer(train, json.loads(sys.argv[1]))

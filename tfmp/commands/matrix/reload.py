@@ -1,0 +1,48 @@
+"""The fresh process that loads saved models: one JSON spec as its argument, one JSON line out."""
+
+import json
+import pathlib
+import pickle
+import sys
+
+import keras
+import numpy as np
+
+from tfmp.commands.advise import target
+from tfmp.commands.benchmark import children
+
+
+def compare(spec):
+    """How far predictions of loaded models are from what they were before saving.
+
+    Args:
+        spec: Dict: `target`, whose module may define classes, and `folders` with `model.keras` and
+            `outputs.pickle`, which `cell.train` wrote.
+
+    Returns:
+        Dict by folder of {"difference": share of the largest output} or {"error": what failed}.
+    """
+    if target.is_function(spec["target"]):
+        target.function(spec["target"])
+    return {folder: _difference(pathlib.Path(folder)) for folder in spec["folders"]}
+
+
+def _difference(folder):
+    inputs, expected = pickle.loads((folder / "outputs.pickle").read_bytes())
+    try:
+        model = keras.saving.load_model(folder / "model.keras", compile=False)
+        outputs = keras.tree.flatten(model(inputs, training=False))
+    except Exception as error:
+        return {"error": target.said(error)}
+    pairs = zip(outputs, expected, strict=True)
+    differences = [
+        np.abs(keras.ops.convert_to_numpy(keras.ops.cast(x, "float32")) - y).max()
+        / max(np.abs(y).max(), 1e-6)
+        for x, y in pairs
+    ]
+    # Of outputs that are not finite, which is said elsewhere, nothing can be said.
+    return {"difference": float(np.nan_to_num(max(differences), nan=0.0, posinf=0.0))}
+
+
+if __name__ == "__main__":
+    children.answer(compare, json.loads(sys.argv[1]))
