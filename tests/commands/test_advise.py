@@ -364,7 +364,7 @@ def test_a_run_without_a_probe(monkeypatch, capsys, work):
     ("flags", "said"),
     [
         (["resnet", "resnet"], "one TARGET and flags"),
-        (["none"], f"or a recipe out of {', '.join(recipes.names())}. Received: 'none'"),
+        (["none"], f"a recipe out of {', '.join(recipes.names())}. Received: 'none'"),
         (["--model=none"], "--model=none"),
         (["--policy=float16"], "<auto|mixed_float16|mixed_bfloat16|float32>"),
         (["--batch_sizes=0"], "--batch_sizes above 0"),
