@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from tfmp import __main__, cli, errors, hardware, models, policies, recipes
+from tfmp import __main__, cli, errors, hardware, models, policies
 from tfmp.commands import advise
 from tfmp.commands.advise import calls, predict, probe, session, target, verdict
 from tfmp.commands.benchmark import children, rows, timing
@@ -364,7 +364,7 @@ def test_a_run_without_a_probe(monkeypatch, capsys, work):
     ("flags", "said"),
     [
         (["resnet", "resnet"], "one TARGET and flags"),
-        (["none"], f"a recipe out of {', '.join(recipes.names())}. Received: 'none'"),
+        (["none"], "Expected a recipe out of "),
         (["--model=none"], "--model=none"),
         (["--policy=float16"], "<auto|mixed_float16|mixed_bfloat16|float32>"),
         (["--batch_sizes=0"], "--batch_sizes above 0"),
