@@ -10,6 +10,8 @@ import keras
 import numpy as np
 import pytest
 
+from tfmp.commands import matrix
+
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -43,7 +45,7 @@ def test_the_example_of_policies():
     ],
 )
 def test_the_examples_of_loss_scaling_run_on_two_replicas(example, check, tmp_path):
-    assert len(EXAMPLES) == 3
+    assert len(EXAMPLES) == 4
     scaled = "assert strategy.num_replicas_in_sync == 2"
     (tmp_path / "example.py").write_text("\n".join([TWO_CPUS, EXAMPLES[example], scaled, check]))
     ended = subprocess.run(
@@ -55,6 +57,16 @@ def test_the_examples_of_loss_scaling_run_on_two_replicas(example, check, tmp_pa
         timeout=120,
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
+
+
+def test_the_example_of_the_matrix_is_green(tmp_path, monkeypatch):
+    (tmp_path / "readme_models.py").write_text(EXAMPLES[3])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    cells = {"policies": ("mixed_float16",), "jit_compile": ("true",), "replicas": (1,)}
+    config = matrix.Config(targets=("readme_models:build",), output="matrix.json", **cells)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    assert [row["verdict"] for row in matrix.run(config)["cells"]] == ["green"]
 
 
 def test_the_commands_name_what_exists():

@@ -12,12 +12,12 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from tfmp import cli, errors
-from tfmp.data import masks
+from tfmp.data import canvases, masks
 from tfmp.recipes import unet
 from tfmp.training.segmentation import MeanDice, MeanIoU
 
 ROOT = pathlib.Path(__file__).parents[2]
-QUICK = ["--epochs=1", "--policy=float32", "--batch_size=256", "--measure_inference=false"]
+QUICK = ["--epochs=1", "--policy=float32", "--batch_size=32", "--measure_inference=false"]
 
 
 def quick(workdir, *flags):
@@ -25,7 +25,8 @@ def quick(workdir, *flags):
     return unet.run(cli.parse(unet.Config, [*QUICK, f"--workdir={workdir}", *flags]))
 
 
-def test_options_reach_the_run_and_the_results(tmp_path):
+def test_options_reach_the_run_and_the_results(tmp_path, monkeypatch):
+    monkeypatch.setattr(canvases, "CANVASES", {"train": 64, "validation": 16, "test": 16})
     flags = ["--upsampling=bilinear", "--dice=0.5", "--augmentation=crop_flip", "--warmup_epochs=0"]
     results = quick(tmp_path / "run", *flags)
     final = results["final"]

@@ -5,6 +5,11 @@ Examples:
     python -m tfmp.recipes.unet --policy=float32 --upsampling=bilinear --dice=0.5
     python -m tfmp.recipes.unet --flagfile=recipes/unet/oxford_pets_gpu1.flags --data_dir=DIR
 
+Evidence (commands, versions and more in recipes/unet/README.md):
+    digit_canvases, no flags, two cores of a busy shared CPU: mean IoU 0.465 on the test canvases,
+    109 s (n = 1). Trivial models: logistic regression of a pixel's brightness 0.114, all background
+    0.079.
+
 References:
     Ronneberger et al., "U-Net: Convolutional Networks for Biomedical Image Segmentation", 2015.
     Milletari et al., "V-Net", 2016, section 3 (Dice loss).

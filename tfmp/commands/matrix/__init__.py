@@ -72,7 +72,7 @@ class Config:
         "Share by which a half precision's mean loss may differ from float32's.",
         group="Verdict",
     )
-    limit_seconds: int = cli.flag(300, "Time limit of a process, in seconds.", group="Verdict")
+    limit_seconds: int = cli.flag(600, "Time limit of a process, in seconds.", group="Verdict")
 
     output: str | None = cli.flag(
         None, "JSON file of all results; none: runs/matrix-DATE-TIME.json.", group="Results"

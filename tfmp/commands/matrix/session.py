@@ -96,8 +96,8 @@ def _of_target(config, name):
             print(f"{found[cell]['seconds']:.1f} s", flush=True)
         saved = {cell: str(places[cell]) for cell in cells if "error" not in found[cell]}
         loaded = _loaded(config, name, list(saved.values()))
-        for cell, place in saved.items():
-            found[cell]["reload"] = loaded.get(place, loaded)
+        for cell, where in saved.items():
+            found[cell]["reload"] = loaded.get(where, loaded)
     return found
 
 
