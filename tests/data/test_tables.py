@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tfmp.data import DataError, tables
+from tfmp.data import DataError, table_columns, tables
 
 HEADER = "size,city,flat,id,mixed,price\n"
 
@@ -77,7 +77,7 @@ def test_rows_stay_together_and_the_training_rows_alone_decide(table):
 
 def test_categories_that_training_does_not_know_share_a_code(table):
     values = {"size": np.array([1e9, np.nan]), "city": np.array(["Paris", "Rome"])}
-    features = tables.encode(table.columns, values)
+    features = table_columns.encode(table.columns, values)
     assert features["categorical"].tolist() == [[0], [3]]
     assert features["numeric"].dtype == np.float32 and features["categorical"].dtype == np.int32
 

@@ -264,10 +264,10 @@ def _summarize(results, workdir):
         for name, value in final.items()
         if name.startswith("test_")
     }
-    loss = tests.pop("test loss", "none")
+    if loss := tests.pop("test loss", None):
+        tests["test loss"] = loss  # behind what is asked for
     rows = {
         **tests,
-        "test loss": loss,
         "best epoch": ", ".join(f"{k} {v:.4g}" for k, v in results["best"].items()),
         "speed": _speed(results),
         "seconds": f"{seconds['total']:.1f} in all, {seconds['compile']:.1f} to the first step",

@@ -14,22 +14,19 @@ from tfmp.training.learner import Learner
 DESCRIPTION = "columns.json"
 
 
-class TableClassifier(Learner):
-    """A classifier of rows: cross entropy of integer labels, accuracy.
+class TableLearner(Learner):
+    """What both have in common: categories that a training step takes for unseen ones.
 
     Args:
         model: Keras model, dict of "numeric" float32 and "categorical" int32 [batch, columns], of
-            either or both -> logits [batch, classes] float32. It is trained in place.
+            either or both -> [batch, outputs] float32. It is trained in place.
         unseen_rate: Share of categories that a training step takes for unseen ones, so that their
             embedding is learned. What is taken is a function of the seed, the step and the replica.
         seed: Seed of that.
         name: Name of the learner.
     """
 
-    monitor = "accuracy"
-    monitor_mode = "max"
-
-    def __init__(self, model, *, unseen_rate=0.0, seed=0, name="table_classifier"):
+    def __init__(self, model, *, unseen_rate=0.0, seed=0, name="table_learner"):
         super().__init__(model, seed=seed, name=name)
         self.unseen_rate = unseen_rate
 
@@ -42,19 +39,29 @@ class TableClassifier(Learner):
             features = {**features, "categorical": tf.where(unseen, tf.zeros_like(codes), codes)}
         return super().prepare(features, labels)
 
+
+class TableClassifier(TableLearner):
+    """A classifier of rows: cross entropy of integer labels, accuracy.
+
+    Arguments as for `TableLearner`; the model's outputs are logits.
+    """
+
+    monitor = "accuracy"
+    monitor_mode = "max"
+
     def make_metrics(self):
         """Accuracy."""
         return [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
 
 
-class TableRegressor(TableClassifier):
+class TableRegressor(TableLearner):
     """A regression on rows: squared errors in deviations of the target, errors in its unit.
 
     Args:
-        model: As for `TableClassifier`, -> [batch, 1] float32 in the target's unit.
+        model: As for `TableLearner`, -> [batch, 1] float32 in the target's unit.
         mean: Mean of the target over the training rows.
         deviation: Its standard deviation.
-        **kwargs: As for `TableClassifier`.
+        **kwargs: As for `TableLearner`.
     """
 
     monitor = "rmse"
