@@ -24,9 +24,10 @@ def file(tmp_path_factory):
     """Texts of words of one kind or the other."""
     random = np.random.default_rng(0)
     path = tmp_path_factory.mktemp("texts") / "texts.csv"
-    kinds = random.integers(2, size=200)
-    words = random.integers(20, size=(200, 3))
-    lines = [f"{' '.join(f'{"ab"[k]}{w}' for w in row)},{'ab'[k]}" for k, row in zip(kinds, words)]
+    lines = []
+    for kind in random.choice(["a", "b"], 200):
+        words = " ".join(f"{kind}{number}" for number in random.integers(20, size=3))
+        lines.append(f"{words},{kind}")
     path.write_text("\n".join(["text,label", *lines]))
     return path
 

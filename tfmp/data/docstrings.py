@@ -25,7 +25,7 @@ def load():
         Lists, one item a docstring: the texts, their modules' names, and the qualified name of the
         function or class of a file that each is of, or is in.
     """
-    found: dict[str, dict[str, set]] = collections.defaultdict(dict)
+    found: dict[str, dict[str, tuple]] = collections.defaultdict(dict)
     for module, file in _files():
         for owner, text in _docstrings(file):
             found[" ".join(text.split())].setdefault(module, (owner, text))

@@ -16,7 +16,7 @@ def text() -> bytes:
     """
     from pydoc_data import topics  # half a megabyte
 
-    paragraphs = {}
+    paragraphs: dict[str, str] = {}
     for name in sorted(topics.topics):
         for paragraph in topics.topics[name].split("\n\n"):
             paragraphs.setdefault(paragraph.strip(), paragraph)

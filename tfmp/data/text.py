@@ -147,7 +147,8 @@ def _of_bytes(text, options):
 def _cut(text, options):
     """Training, validation and test text, one behind the other."""
     train, test = np.split(text, [round(len(text) * (1 - TEST_FRACTION))])
-    return Texts(*_held_out(train, options), test)
+    train, validation = _held_out(train, options)
+    return Texts(train, validation, test)
 
 
 def _held_out(train, options):

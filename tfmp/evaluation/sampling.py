@@ -1,5 +1,7 @@
 """Text that a language model of bytes writes."""
 
+import codecs
+
 import numpy as np
 
 from tfmp.errors import UserError
@@ -35,6 +37,20 @@ def sample(model, prompt, count, *, temperature=1.0, seed=0):
             logits = logits / temperature + random.gumbel(size=len(logits))
         text.append(int(np.argmax(logits)))
         yield text[-1]
+
+
+def write(model, prompt, count, *, temperature=1.0, seed=0):
+    """Prints a text as it is drawn, without the prompt, and returns it; arguments as of `sample`.
+
+    What is no UTF-8 becomes a replacement character.
+    """
+    drawn = sample(model, prompt.encode(), count, temperature=temperature, seed=seed)
+    written = ""
+    for piece in codecs.iterdecode((bytes([byte]) for byte in drawn), "utf-8", errors="replace"):
+        written += piece
+        print(piece, end="", flush=True)
+    print()
+    return written
 
 
 def check(model, name):

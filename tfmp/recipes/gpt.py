@@ -7,14 +7,15 @@ Examples:
     python -m tfmp.recipes.gpt --dataset=wiki40b/en --model=gpt2_small --data_dir=DIR
 
 Evidence (commands, versions and more in recipes/gpt/README.md):
-    EVIDENCE
+    reference of Python 3.11.7, no flags, two cores of a shared CPU: 2.339 to 2.366 bits a byte over
+    three seeds, 65 to 67 s of CPU time. Trivial models on the same split, of counts: bytes alone
+    4.697, behind one byte 3.452, behind two 2.628.
 
 References:
     Radford et al., "Language Models are Unsupervised Multitask Learners", 2019.
     Micikevicius et al., "Mixed Precision Training", ICLR 2018.
 """
 
-import codecs
 import dataclasses
 import functools
 import pathlib
@@ -28,7 +29,6 @@ from tfmp.models import gpt
 from tfmp.training import TrainingConfig, language, recipe
 
 changed = functools.partial(cli.default, TrainingConfig)
-
 # GPT-2's 50,257 tokens, with some unused to make a multiple of 64, which tensor cores like.
 GPT2_VOCABULARY, GPT2_CONTEXT = 50_304, 1024
 MICRO_CONTEXT = 64
@@ -53,31 +53,25 @@ class Config(TrainingConfig):
         "gpt_micro", "gpt2_small is GPT-2 of 124M parameters.", group="Model", choices=gpt.MODELS
     )
     vocabulary: int | None = cli.flag(
-        None,
-        "Different tokens; none: the 256 bytes, or GPT-2's number where its models are timed on "
-        "synthetic ones.",
-        group="Model",
+        None, "Different tokens; none: 256, or GPT-2's for it on synthetic ones.", group="Model"
     )
     dropout: float = cli.flag(
         0.0, "Share of features dropped behind embedding and branches.", group="Training"
     )
     attention_part: int | None = cli.flag(
         None,
-        "Queries that attention takes at a time, to save memory; 0: all. None: all, or "
+        "Queries that attention takes at a time, to save memory; 0: all; none: all, or "
         f"{language.PART} in contexts of {language.LONG_CONTEXT} and more.",
         group="Training",
     )
     sample: int = cli.flag(
         0,
-        "Train nothing, but let the model in --workdir (a run's folder, or a .keras file) write "
-        "so many bytes.",
+        "Train nothing; the model in --workdir (a run's, or a .keras file) writes so many bytes.",
         group="Sampling",
     )
     prompt: str = cli.flag("\n", "What the written text goes on from.", group="Sampling")
     temperature: float = cli.flag(
-        1.0,
-        "Below 1: likelier bytes are still likelier; 0: always the likeliest.",
-        group="Sampling",
+        1.0, "Below 1 likely bytes are still likelier; at 0 the likeliest.", group="Sampling"
     )
 
     optimizer: str = changed("optimizer", "adamw")
@@ -138,31 +132,15 @@ def run(config):
 
     With `--sample` it writes a text instead, and returns that.
     """
-    if config.sample:
-        return write(config)
     began = time.perf_counter()
-    return recipe.run(config, prepare(config), began)
-
-
-def write(config):
-    """Prints and returns what the model in `--workdir` writes, without the prompt."""
+    if not config.sample:
+        return recipe.run(config, prepare(config), began)
     path = pathlib.Path(config.workdir).expanduser()
     finished = path / "model.keras"
     model = training.load(finished if finished.is_file() else path)
     sampling.check(model, path)
-    drawn = sampling.sample(
-        model,
-        config.prompt.encode(),
-        config.sample,
-        temperature=config.temperature,
-        seed=config.seed,
-    )
-    written = ""
-    for piece in codecs.iterdecode((bytes([byte]) for byte in drawn), "utf-8", errors="replace"):
-        written += piece
-        print(piece, end="", flush=True)
-    print()
-    return written
+    options = {"temperature": config.temperature, "seed": config.seed}
+    return sampling.write(model, config.prompt, config.sample, **options)
 
 
 if __name__ == "__main__":

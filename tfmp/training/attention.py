@@ -79,7 +79,7 @@ def attention(queries, keys, values, *, causal, mask=None, size):
 
     @tf.custom_gradient
     def in_order(queries, keys, values):
-        outputs = []
+        outputs: list = []
         for part in parts:
             mine = part.of(queries)
             if outputs:
@@ -98,7 +98,7 @@ def attention(queries, keys, values, *, causal, mask=None, size):
 def _gradients(parts, inputs, upstream, mask):
     """Gradients of queries, keys and values; those of the latter two are summed in float32."""
     queries, keys, values = inputs
-    of_queries = []
+    of_queries: list = []
     sums = [tf.zeros(tf.shape(x), tf.float32) for x in (keys, values)]
     for part in parts:
         # Else XLA would find that this was computed before, and keep that.

@@ -16,6 +16,7 @@ import math
 
 import keras
 import tensorflow as tf
+from keras.src.ops.nn import DotProductAttention  # it has no public name
 from tensorflow.compiler.tf2xla.ops.gen_xla_ops import xla_optimization_barrier  # no public one
 
 from tfmp.training.fused import replaced
@@ -156,13 +157,22 @@ def _all_bytes(node):
 
     Where they are not a functional model they are taken to give as much as the whole, each.
     """
-    own = sum(map(_bytes, node.outputs))
+    own = sum(map(_bytes, node.outputs)) + _weights_bytes(node)
     if graph := _graph(node.operation):
         return sum(map(_all_bytes, _nodes(graph)))
     if not isinstance(node.operation, keras.Layer):
         return own
     parts = node.operation._flatten_layers(include_self=False)
     return own * (1 + sum(not part._layers for part in parts))
+
+
+def _weights_bytes(node):
+    """Bytes per example of attention's weights: in float32, and in the computing dtype."""
+    if not isinstance(node.operation, DotProductAttention):
+        return 0
+    (_, queries, heads, _), (_, keys, *_) = (x.shape for x in node.input_tensors[:2])
+    size = tf.as_dtype(keras.backend.standardize_dtype(node.outputs[0].dtype)).size
+    return heads * queries * keys * (4 + size)
 
 
 def _bytes(x):

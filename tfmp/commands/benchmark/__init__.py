@@ -63,10 +63,10 @@ class Config:
         "Keep activations or compute them once more (--remat of the recipe), or both: false,true.",
         group="Work",
     )
-    batch_sizes: tuple[int, ...] = cli.flag(
-        (),
-        "Examples in a step, one or more; of each replica, unless --scaling=strong; none given: "
-        "256, or 16 windows of text.",
+    batch_sizes: tuple[int, ...] | None = cli.flag(
+        None,
+        "Examples in a step; of each replica, unless --scaling=strong; none: 256, or 16 windows of "
+        "text.",
         group="Work",
     )
     replicas: tuple[int, ...] = cli.flag((1,), "GPUs that train together.", group="Work")
@@ -145,11 +145,13 @@ class Config:
                 )
         for name in (*CHOICES, "batch_sizes", "replicas"):
             values = getattr(self, name)
-            if (not values and name != "batch_sizes") or len(set(values)) < len(values):
+            if values is None:
+                continue
+            if not values or len(set(values)) < len(values):
                 given = ",".join(map(str, values)) or "nothing"
                 raise UserError(f"Expected --{name} of one or more, each once. Received: {given}.")
         for name in ("batch_sizes", "replicas"):
-            if any(number < 1 for number in getattr(self, name)):
+            if any(number < 1 for number in getattr(self, name) or ()):
                 raise UserError(f"Expected --{name} above 0. Received: {getattr(self, name)}.")
         if self.peer != "none" and self.dataset != "synthetic":
             raise UserError(
@@ -185,6 +187,9 @@ def complete(config):
     Raises:
         UserError: No such recipe, or one without images that was given their size.
     """
+    if config.recipe not in recipes.names():
+        known = ", ".join(recipes.names())
+        raise UserError(f"Expected --recipe out of {known}. Received: {config.recipe}.")
     images = recipes.takes_images(config.recipe)
     if config.image_size and not images:
         raise UserError(

@@ -5,6 +5,7 @@ the embedding, as there.
 """
 
 import torch
+import torch.utils.data
 from torch import nn
 from torch.nn import functional
 

@@ -7,7 +7,6 @@ Nesterov momentum or AdamW, as the recipe has it. Images are uint8 and are norma
 as in tfmp's models.
 """
 
-import importlib
 import importlib.metadata
 import itertools
 import json
@@ -17,25 +16,20 @@ import platform
 import sys
 import time
 
-HERE = str(pathlib.Path(__file__).parent)
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import timing
 
-
-def beside(name):
-    """A module of this folder, whose files' names are not for torch's own imports to find."""
-    sys.path[:] = [HERE, *(path for path in sys.path if path != HERE)]
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(HERE)
-
-
-timing = beside("timing")
+# The names of the other files here are not for torch's own imports to find.
+sys.path[:] = [path for path in sys.path if path != str(pathlib.Path(__file__).parent)]
 try:
     import torch
     import torch.utils.data
 except ImportError:
     sys.exit(f"error: torch is not installed for {sys.executable} (--peer_python)")
-peer_gpt = beside("peer_gpt")
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import peer_gpt  # noqa: E402 (behind torch)
+
+sys.path.pop(0)
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
