@@ -17,6 +17,7 @@ from tfmp import __main__, cli, errors, hardware, models, policies
 from tfmp.commands import advise
 from tfmp.commands.advise import calls, predict, probe, session, target, verdict
 from tfmp.commands.benchmark import children, rows, timing
+from tfmp.models import flops, gpt
 
 ROOT = pathlib.Path(__file__).parents[2]
 H100 = hardware.Device("gpu", "NVIDIA H100 80GB HBM3", 1, (9, 0), 80 * 10**9)
@@ -498,3 +499,22 @@ def test_a_small_run_as_a_user_starts_it(folder):
     sizes = {one["name"]: one["sizes"] for one in results["misaligned"]}
     assert [size["size"] for name in sizes for size in sizes[name]] == [6, 12, 12, 3]
     assert results["device"]["kind"] == "cpu" and results["versions"]["keras"]
+
+
+def test_a_language_model_is_counted_whole():
+    model = gpt.MODELS["gpt_micro"](vocabulary=50, context=6)
+    found = calls.of_model(model)
+    assert found["multiply_adds"] == flops.multiply_adds(model) and not found["uncounted"]
+    logits = [call for call in found["calls"] if call.get("output_size") == 50]
+    assert [(call["type"], call["rows"]) for call in logits] == [("ReversibleEmbedding", 6)]
+    off = {one["name"]: one["sizes"] for one in predict.misaligned(found)}
+    (size,) = off["tokens_embedding"]
+    assert (size["size"], size["fixed"]) == (50, True)
+
+
+def test_a_language_models_batches_are_small():
+    spec = {"target": "gpt", "model": None, "image_size": None, "batch_sizes": ()}
+    gpu = hardware.Device("gpu", "X", 1, memory_bytes=80 * 10**9)
+    found = target.defaults(spec, gpu)
+    assert (found["model"], found["batch_sizes"]) == ("gpt2_small", (8, 16))
+    assert found["image_size"] is None

@@ -419,3 +419,24 @@ def test_flags_of_the_recipe_reach_it():
     (case,) = {dataclasses.replace(x, input="device") for x in session._cases(config)}
     received = cli.parse(resnet.Config, session.flags(config, case))
     assert (received.fused_layers, received.seed, received.batch_size) == ("false", 3, 8)
+
+
+def test_a_recipe_of_text_is_measured_in_windows_and_tokens():
+    config = benchmark.complete(cli.parse(benchmark.Config, ["--recipe=gpt"]))
+    assert (config.model, config.batch_sizes, config.image_size) == ("gpt2_small", (16,), None)
+    words = session.flags(config, CASE)
+    assert not [word for word in words if word.startswith("--image_size")]
+    spec = session.spec(config, CASE, words)
+    assert spec["sizes"] == {"context": 1024, "vocabulary": 50_304}
+    assert spec["optimizer"] == "adamw" and spec["clip_norm"] == 1
+    found = outcome() | {"example": "window", "tokens": 1024}
+    for program, measured in (("tfmp", found), ("torch", outcome())):
+        row = rows.summarize(program, CASE, [measured], found)
+        assert row["tokens_per_second"] == 1024 * row["images_per_second"]["median"]
+        assert "windows/s" in rows.table([row]) and "tokens/s" in rows.speed_in_words(row)
+    assert "images/s" in rows.table([rows.summarize("tfmp", CASE, [outcome()])])
+
+
+def test_images_of_a_recipe_without_them_are_refused():
+    with pytest.raises(errors.UserError, match="gpt takes no images"):
+        benchmark.complete(cli.parse(benchmark.Config, ["--recipe=gpt", "--image_size=8"]))

@@ -7,7 +7,9 @@ Examples:
     python -m tfmp.recipes.text_classifier --dataset=imdb_reviews --model=encoder_small --length=512
 
 Evidence (commands, versions and more in recipes/text_classifier/README.md):
-    EVIDENCE
+    docstrings of Python 3.11.7, no flags but --measure_inference=false, two cores of a shared CPU:
+    test accuracy 0.725, 59 s of CPU time (n = 1). Trivial model on the same split: always the
+    largest class of training 0.362. Counts of words do better on so few texts: naive Bayes 0.786.
 
 References:
     Vaswani et al., "Attention Is All You Need", NeurIPS 2017.
