@@ -121,7 +121,7 @@ def test_with_no_flags_it_beats_normal_distributions_of_the_pixels(tmp_path):
         text=True,
         timeout=180,
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""},  # code as a user has it
     )
     assert ended.returncode == 0, ended.stderr
     (workdir,) = (tmp_path / "runs").glob("gan-*")

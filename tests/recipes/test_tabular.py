@@ -185,7 +185,7 @@ def test_with_no_flags_it_is_as_good_as_a_linear_model_and_better_than_none(data
         text=True,
         timeout=120,
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""},  # code as a user has it
     )
     assert ended.returncode == 0, ended.stderr
     (workdir,) = (tmp_path / "runs").glob("tabular-*")

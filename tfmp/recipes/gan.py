@@ -8,6 +8,13 @@ Examples:
 A run leaves `samples/epoch-001.png` and on, and in `model.keras` the generator: it makes images of
 0-255, float32, of [batch, 64] numbers of the standard normal distribution.
 
+Evidence (commands, versions and more in recipes/gan/README.md):
+    digits, no flags, two cores of a busy CPU, three seeds, 68 to 112 s. Frechet distance of a small
+    classifier's features to those of the test images: 1.07 to 1.33. Held-out real images have 0.65,
+    and trivial models miss it: each pixel normal by itself 7.36, noise 24.5. One has about as
+    little, 1.43, the normal distribution of all pixels together; but in its images the classifier
+    sees a digit less clearly: mean confidence 0.67, of the DCGAN's 0.75 to 0.77.
+
 References:
     Radford et al., "Unsupervised Representation Learning with DCGANs", ICLR 2016.
     Heusel et al., "GANs Trained by a Two Time-Scale Update Rule", NeurIPS 2017 (the distance; here
@@ -45,7 +52,7 @@ class Config(TrainingConfig):
     optimizer: str = changed("optimizer", "adam_gan")
     learning_rate: float = changed("learning_rate", 4e-3)
     weight_decay: float = changed("weight_decay", 0.0)
-    epochs: int = changed("epochs", 60)
+    epochs: int = changed("epochs", 40)
 
     def __post_init__(self):
         """Checks the ranges that the types don't hold."""
