@@ -165,21 +165,10 @@ def bits_of_counts(train, test, order):
 
 
 @pytest.mark.slow
-def test_with_no_flags_it_beats_trivial_models_within_two_minutes(tmp_path):
+def test_with_no_flags_it_beats_trivial_models_within_two_minutes(with_no_flags):
     text = python_reference.text()
     train, test = text[: round(len(text) * 0.81)], text[round(len(text) * 0.9) :]
     trivial = [bits_of_counts(train, test, order) for order in range(3)]
     assert trivial == pytest.approx([4.70, 3.45, 2.63], abs=0.1)
-    ended = subprocess.run(
-        [sys.executable, "-m", "tfmp.recipes.gpt"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-    assert ended.returncode == 0, ended.stderr
-    (workdir,) = (tmp_path / "runs").glob("gpt-*")
-    results = json.loads((workdir / "results.json").read_text())
-    assert results["policy"] == "mixed_float16" and results["loss_scale"]["final"] >= 1
+    results, _ = with_no_flags("gpt")
     assert results["final"]["test_bits_per_token"] < 2.35 < trivial[2]

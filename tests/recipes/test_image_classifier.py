@@ -1,20 +1,15 @@
 """The program of keras.applications' classifiers: what differs from the ResNets'."""
 
-import json
 import os
-import pathlib
 import subprocess
 import sys
 
 import keras
 import pytest
-from sklearn import datasets
-from sklearn.linear_model import LogisticRegression
 
 from tfmp import cli, errors, models
 from tfmp.recipes import image_classifier
 
-ROOT = pathlib.Path(__file__).parents[2]
 QUICK = ["--epochs=1", "--policy=float32", "--batch_size=256", "--measure_inference=false"]
 TEST_ROWS = 360
 
@@ -69,22 +64,6 @@ def test_a_users_mistake_is_one_line(tmp_path, flags, said):
 
 
 @pytest.mark.slow
-def test_with_no_flags_it_beats_a_trivial_model_within_two_minutes(tmp_path):
-    digits = datasets.load_digits()
-    pixels, labels = digits.data / 16, digits.target
-    trivial = LogisticRegression(max_iter=5000).fit(pixels[:-TEST_ROWS], labels[:-TEST_ROWS])
-    trivial_accuracy = trivial.score(pixels[-TEST_ROWS:], labels[-TEST_ROWS:])
-    assert trivial_accuracy == pytest.approx(0.90, abs=0.005)
-    ended = subprocess.run(
-        [sys.executable, "-m", "tfmp.recipes.image_classifier"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""},  # code as a user has it
-    )
-    assert ended.returncode == 0, ended.stderr
-    (workdir,) = (tmp_path / "runs").glob("image_classifier-*")
-    results = json.loads((workdir / "results.json").read_text())
-    assert results["policy"] == "mixed_float16" and results["loss_scale"]["final"] >= 1
+def test_with_no_flags_it_beats_a_trivial_model_within_two_minutes(with_no_flags, trivial_accuracy):
+    results, _ = with_no_flags("image_classifier")
     assert results["final"]["test_accuracy"] >= 0.93 > trivial_accuracy

@@ -1,7 +1,6 @@
 """The program of tables: numbers of any size in float16, from a CSV file to predictions."""
 
 import functools
-import json
 import os
 import pathlib
 import re
@@ -166,7 +165,7 @@ def in_order(table):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dataset", tables.DATASETS)
-def test_with_no_flags_it_is_as_good_as_a_linear_model_and_better_than_none(dataset, tmp_path):
+def test_with_no_flags_it_is_as_good_as_a_linear_model_and_better_than_none(dataset, with_no_flags):
     """On two small tables that linear models suit: no more can be asked for."""
     table = tables.load(dataset)
     train, validation, test = (
@@ -178,18 +177,8 @@ def test_with_no_flags_it_is_as_good_as_a_linear_model_and_better_than_none(data
         linear = linear_model.RidgeCV(np.logspace(-3, 3, 13))
     fitted = pipeline.make_pipeline(preprocessing.StandardScaler(), linear).fit(x, y)
     trivial = fitted.score(*test)  # accuracy, or R2
-    ended = subprocess.run(
-        [sys.executable, "-m", "tfmp.recipes.tabular"]
-        + ([f"--dataset={dataset}"] if dataset != "breast_cancer" else []),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""},  # code as a user has it
-    )
-    assert ended.returncode == 0, ended.stderr
-    (workdir,) = (tmp_path / "runs").glob("tabular-*")
-    final = json.loads((workdir / "results.json").read_text())["final"]
+    flags = [f"--dataset={dataset}"] if dataset != "breast_cancer" else []
+    final = with_no_flags("tabular", *flags)[0]["final"]
     if table.task == "classification":
         assert trivial == pytest.approx(0.973, abs=0.01)
         assert np.mean(test[1] == np.bincount(y).argmax()) == pytest.approx(0.628, abs=0.001)

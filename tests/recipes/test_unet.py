@@ -1,11 +1,5 @@
 """The program of U-Nets: its options, mistakes, and that it beats trivial models."""
 
-import json
-import os
-import pathlib
-import subprocess
-import sys
-
 import keras
 import numpy as np
 import pytest
@@ -16,7 +10,6 @@ from tfmp.data import canvases, masks
 from tfmp.recipes import unet
 from tfmp.training.segmentation import MeanDice, MeanIoU
 
-ROOT = pathlib.Path(__file__).parents[2]
 QUICK = ["--epochs=1", "--policy=float32", "--batch_size=32", "--measure_inference=false"]
 
 
@@ -73,18 +66,7 @@ def trivial_models():
 
 
 @pytest.mark.slow
-def test_with_no_flags_it_beats_trivial_models_within_two_minutes(tmp_path):
+def test_with_no_flags_it_beats_trivial_models_within_two_minutes(with_no_flags):
     trivial = trivial_models()
-    ended = subprocess.run(
-        [sys.executable, "-m", "tfmp.recipes.unet"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-    assert ended.returncode == 0, ended.stderr
-    (workdir,) = (tmp_path / "runs").glob("unet-*")
-    results = json.loads((workdir / "results.json").read_text())
-    assert results["policy"] == "mixed_float16" and results["loss_scale"]["final"] >= 1
+    results, _ = with_no_flags("unet")
     assert results["final"]["test_mean_iou"] >= 0.4 > 3 * max(iou for iou, _ in trivial.values())

@@ -1,8 +1,6 @@
 """The program of the Vision Transformers: what differs from the ResNets'."""
 
-import json
 import os
-import pathlib
 import subprocess
 import sys
 
@@ -10,12 +8,10 @@ import keras
 import numpy as np
 import pytest
 from sklearn import datasets
-from sklearn.linear_model import LogisticRegression
 
 from tfmp import cli, errors
 from tfmp.recipes import vit
 
-ROOT = pathlib.Path(__file__).parents[2]
 QUICK = ["--epochs=2", "--policy=float32", "--batch_size=256", "--measure_inference=false"]
 TEST_ROWS = 360
 
@@ -62,26 +58,11 @@ def test_a_users_mistake_is_one_line(tmp_path, flags, said):
 
 
 @pytest.mark.slow
-def test_with_no_flags_it_beats_a_trivial_model_within_two_minutes(tmp_path):
+def test_with_no_flags_it_beats_a_trivial_model_within_two_minutes(with_no_flags, trivial_accuracy):
     digits = datasets.load_digits()
-    pixels, labels = digits.data / 16, digits.target
-    trivial = LogisticRegression(max_iter=5000).fit(pixels[:-TEST_ROWS], labels[:-TEST_ROWS])
-    trivial_accuracy = trivial.score(pixels[-TEST_ROWS:], labels[-TEST_ROWS:])
-    assert trivial_accuracy == pytest.approx(0.90, abs=0.005)
-    ended = subprocess.run(
-        [sys.executable, "-m", "tfmp.recipes.vit"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-    assert ended.returncode == 0, ended.stderr
-    (workdir,) = (tmp_path / "runs").glob("vit-*")
-    results = json.loads((workdir / "results.json").read_text())
-    assert results["policy"] == "mixed_float16" and results["loss_scale"]["final"] >= 1
+    results, workdir = with_no_flags("vit")
     assert results["final"]["test_accuracy"] >= 0.95 > trivial_accuracy
     model = keras.saving.load_model(workdir / "model.keras")
     images = np.round(digits.images[-TEST_ROWS:, :, :, None] * 255 / 16).astype("uint8")
-    right = model.predict(images, verbose=0).argmax(-1) == labels[-TEST_ROWS:]
+    right = model.predict(images, verbose=0).argmax(-1) == digits.target[-TEST_ROWS:]
     assert right.mean() == pytest.approx(results["final"]["test_accuracy"], abs=2 / TEST_ROWS)

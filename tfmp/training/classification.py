@@ -112,6 +112,17 @@ class Classifier(Learner):
         return metrics
 
 
+def load_images(config):
+    """The `tfmp.data.Data` of a config with the settings of images."""
+    return load(
+        config.dataset,
+        data_dir=config.data_dir,
+        manual_dir=config.manual_dir,
+        validation_fraction=config.validation_fraction,
+        image_size=config.image_size,
+    )
+
+
 def make_learner(config, model, data):
     """A `Classifier` of a model, not compiled.
 
@@ -148,13 +159,7 @@ def prepare(name, config, build, load_weights=models.load_weights):
     return recipe.prepare(
         name,
         config,
-        load=lambda: load(
-            config.dataset,
-            data_dir=config.data_dir,
-            manual_dir=config.manual_dir,
-            validation_fraction=config.validation_fraction,
-            image_size=config.image_size,
-        ),
+        load=functools.partial(load_images, config),
         build=lambda data: build(classes=len(data.class_names), input_shape=data.input_shape),
         learn=functools.partial(make_learner, config),
         load_weights=load_weights,
