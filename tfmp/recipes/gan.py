@@ -6,7 +6,8 @@ Examples:
     python -m tfmp.recipes.gan --dataset=folder:PATH --image_size=64 --width=64
 
 A run leaves `samples/epoch-001.png` and on, and in `model.keras` the generator: it makes images of
-0-255, float32, of [batch, 64] numbers of the standard normal distribution.
+0-255, float32, of [batch, 64] numbers of the standard normal distribution. `--weights` and
+`--float32_layers` are the generator's, too.
 
 Evidence (commands, versions and more in recipes/gan/README.md):
     digits, no flags, two cores of a busy CPU, three seeds, 68 to 112 s. Frechet distance of a small
