@@ -52,6 +52,10 @@ class SignalAt(keras.callbacks.Callback):
             os.kill(os.getpid(), self.number)
 
 
+def _fit_with(fit, callbacks, *args, extra_callbacks=(), **kwargs):
+    return fit(*args, extra_callbacks=[*callbacks, *extra_callbacks], **kwargs)
+
+
 def recipes(runs):
     """Runs the recipe several times, and prints each exit status as JSON in the last line.
 
@@ -67,7 +71,7 @@ def recipes(runs):
     fit, statuses = loop.fit, []
     for run in json.loads(runs):
         signals = [SignalAt(run["signal"], run["step"])] if "signal" in run else []
-        loop.fit = functools.partial(fit, extra_callbacks=signals)
+        loop.fit = functools.partial(_fit_with, fit, signals)
         try:
             cli.run(resnet.Config, resnet.run, run["flags"])
             statuses.append(0)

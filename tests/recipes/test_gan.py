@@ -1,6 +1,5 @@
 """The program of the DCGAN: files, exact resume of both optimizers, and what it is good for."""
 
-import functools
 import json
 import os
 import pathlib
@@ -45,7 +44,7 @@ def test_stopped_in_an_epoch_and_resumed_it_is_the_same_run(tmp_path, monkeypatc
         return fit(*args, extra_callbacks=[SignalAt(), *extra_callbacks], **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "fit", functools.wraps(fit)(stopped))
+        patch.setattr(loop, "fit", stopped)
         with pytest.raises(errors.StoppedError, match="step 7"):
             run(tmp_path / "part")
     part = run(tmp_path / "part", "--resume")
