@@ -1,12 +1,8 @@
 """The program of the DCGAN: files, exact resume of both optimizers, and what it is good for."""
 
-import functools
-import json
 import os
 import pathlib
 import signal
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -45,7 +41,7 @@ def test_stopped_in_an_epoch_and_resumed_it_is_the_same_run(tmp_path, monkeypatc
         return fit(*args, extra_callbacks=[SignalAt(), *extra_callbacks], **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "fit", functools.wraps(fit)(stopped))
+        patch.setattr(loop, "fit", stopped)
         with pytest.raises(errors.StoppedError, match="step 7"):
             run(tmp_path / "part")
     part = run(tmp_path / "part", "--resume")
@@ -96,7 +92,7 @@ def test_a_users_mistake_is_one_line(tmp_path, words, said):
 
 
 @pytest.mark.slow
-def test_with_no_flags_it_beats_normal_distributions_of_the_pixels(tmp_path):
+def test_with_no_flags_it_beats_normal_distributions_of_the_pixels(with_no_flags):
     digits = data.load("digits")
     images, labels = next(digits.train(1295, seed=0).as_numpy_iterator())
     judged = judge.build(images, labels, 10)
@@ -115,18 +111,7 @@ def test_with_no_flags_it_beats_normal_distributions_of_the_pixels(tmp_path):
         figures[name] = distance, probabilities.numpy().max(-1).mean()
     assert figures["noise"][0] > 20 and figures["pixels"][0] == pytest.approx(7.4, abs=1)
     assert figures["covariance"] == pytest.approx((1.43, 0.67), abs=0.1)
-    ended = subprocess.run(
-        [sys.executable, "-m", "tfmp.recipes.gan"],
-        capture_output=True,
-        text=True,
-        timeout=180,
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""},  # code as a user has it
-    )
-    assert ended.returncode == 0, ended.stderr
-    (workdir,) = (tmp_path / "runs").glob("gan-*")
-    results = json.loads((workdir / "results.json").read_text())
-    assert results["policy"] == "mixed_float16" and results["jit_compile"] is True
+    results, workdir = with_no_flags("gan")
     final = results["final"]
     assert final["test_frechet"] < figures["pixels"][0] / 4
     assert final["test_confidence"] > figures["covariance"][1] + 0.05

@@ -1,6 +1,5 @@
 """The program of tables: numbers of any size in float16, from a CSV file to predictions."""
 
-import functools
 import os
 import pathlib
 import re
@@ -111,8 +110,13 @@ class SignalAt(keras.callbacks.Callback):
 def test_stopped_and_resumed_it_is_the_same_run(trained, flags, tmp_path, monkeypatch):
     workdir, results = trained
     more = ["--policy=mixed_float16", "--jit_compile=true"]
+    fit = loop.fit
+
+    def stopped(*args, extra_callbacks, **kwargs):
+        return fit(*args, extra_callbacks=[SignalAt(), *extra_callbacks], **kwargs)
+
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "fit", functools.partial(loop.fit, extra_callbacks=[SignalAt()]))
+        patch.setattr(loop, "fit", stopped)
         with pytest.raises(errors.StoppedError):
             run(tmp_path / "part", *flags, *more)
     again = run(tmp_path / "part", *flags, *more, "--resume")

@@ -6,7 +6,8 @@ Examples:
     python -m tfmp.recipes.gan --dataset=folder:PATH --image_size=64 --width=64
 
 A run leaves `samples/epoch-001.png` and on, and in `model.keras` the generator: it makes images of
-0-255, float32, of [batch, 64] numbers of the standard normal distribution.
+0-255, float32, of [batch, 64] numbers of the standard normal distribution. `--weights` and
+`--float32_layers` are the generator's, too.
 
 Evidence (commands, versions and more in recipes/gan/README.md):
     digits, no flags, two cores of a busy CPU, three seeds, 68 to 112 s. Frechet distance of a small
@@ -27,9 +28,9 @@ import functools
 import time
 
 from tfmp import cli, policies
-from tfmp.data import load, steps_per_epoch
+from tfmp.data import steps_per_epoch
 from tfmp.models import dcgan
-from tfmp.training import TrainingConfig, gan, judge, optimizers, recipe
+from tfmp.training import TrainingConfig, classification, gan, judge, optimizers, recipe
 
 changed = functools.partial(cli.default, TrainingConfig)
 
@@ -86,13 +87,7 @@ def prepare(config):
     return recipe.prepare(
         "gan",
         config,
-        load=lambda: load(
-            config.dataset,
-            data_dir=config.data_dir,
-            manual_dir=config.manual_dir,
-            validation_fraction=config.validation_fraction,
-            image_size=config.image_size,
-        ),
+        load=functools.partial(classification.load_images, config),
         build=lambda data: dcgan.generator(
             image_shape=data.input_shape, latent=config.latent, width=config.width
         ),
