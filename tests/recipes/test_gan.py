@@ -1,7 +1,6 @@
 """The program of the DCGAN: files, exact resume of both optimizers, and what it is good for."""
 
 import os
-import pathlib
 import signal
 
 import keras
@@ -14,7 +13,6 @@ from tfmp.metrics.frechet import frechet_distance
 from tfmp.recipes import gan
 from tfmp.training import judge, loop
 
-ROOT = pathlib.Path(__file__).parents[2]
 # 5 steps an epoch; scales that fall in the first, and differ.
 QUICK = ["--epochs=3", "--batch_size=256", "--width=8", "--latent=8", "--deterministic"]
 QUICK += ["--jit_compile=false", "--initial_scale=65536", "--measure_inference=false"]
