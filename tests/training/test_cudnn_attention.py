@@ -104,6 +104,9 @@ def test_what_the_kernel_can_not_do_is_left_to_keras(monkeypatch):
     assert not fits(query, key, value[..., :8]) and not fits(query, key[:, :, :1], value[:, :, :1])
     assert not fits(*(x[..., :12] for x in (query, key, value)))  # no multiple of 8
     assert not fits(*(tf.tile(x, [1, 1, 1, 9]) for x in (query, key, value)))  # 144 features
+    with monkeypatch.context() as patch:
+        patch.setattr(cudnn_attention, "is_op_determinism_enabled", lambda: True)
+        assert not fits(query, key, value)
     monkeypatch.setattr(cudnn_attention, "is_available", lambda: False)
     assert not fits(query, key, value)
 

@@ -8,7 +8,9 @@ the kernel as a custom call, and TensorFlow's bridge to XLA can emit one.
 
 While a step is traced, `cudnn_attention` stands in for what `keras.ops.dot_product_attention` and
 `keras.layers.MultiHeadAttention` call. What the kernel can't do (float32, masks but the causal
-one, a bias, batches of unknown size) goes to Keras' own. Both have the softmax in float32.
+one, a bias, batches of unknown size) goes to Keras' own, and so does all where operations have to
+be deterministic: cuDNN's gradient of the queries is a sum in any order. Both have the softmax in
+float32.
 
 References:
     Dao et al. 2022, FlashAttention, arXiv:2205.14135, algorithms 1 and 4.
@@ -23,6 +25,7 @@ import warnings
 import tensorflow as tf
 from keras.src.backend.tensorflow import nn  # `keras.ops` looks its functions up there
 from tensorflow.compiler.tf2xla.python import xla
+from tensorflow.python.framework.config import is_op_determinism_enabled  # no public one
 
 FORWARD, BACKWARD = "__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"
 TYPES = {tf.float16: "F16", tf.bfloat16: "BF16"}
@@ -85,6 +88,7 @@ def fits(query, key, value, bias=None, mask=None, scale=None):
         and shapes[0][2:] == shapes[1][2:]
         and shapes[0][-1] % FEATURES_MULTIPLE == 0
         and shapes[0][-1] <= MOST_FEATURES
+        and not is_op_determinism_enabled()
         and is_available()
     )
 
