@@ -15,6 +15,7 @@ os.environ["TF_XLA_FLAGS"] = "--tf_xla_persistent_cache_directory="
 import keras
 import pytest
 import tensorflow as tf
+from tensorflow.python.framework.config import disable_op_determinism  # no public one
 
 from tfmp import report
 
@@ -108,6 +109,7 @@ def global_state():
     policy = keras.config.dtype_policy()
     yield
     keras.config.set_dtype_policy(policy)
+    disable_op_determinism()  # a run with --deterministic leaves it on
     # Frozen, else the collector would go through TensorFlow's old graphs again and again.
     gc.collect()
     gc.freeze()

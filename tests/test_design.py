@@ -162,10 +162,11 @@ def test_flag_files_hold_differences_and_a_header(file):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_without_models_of_images_is_named_as_such(name):
-    config = importlib.import_module(f"tfmp.recipes.{name}").Config
-    if hasattr(config, "model") and hasattr(config, "image_size"):
-        assert recipes.default_model(name) == config.model
+def test_a_recipe_without_synthetic_data_is_named_as_such(name):
+    if name in recipes.LARGE_MODELS:
+        model = {x.name: x for x in dataclasses.fields(recipes.config_type(name))}["model"]
+        assert recipes.default_model(name) == model.default
+        assert recipes.large_model(name) in model.metadata["choices"]
     else:
-        with pytest.raises(errors.UserError, match=f"--image_size.*{name}"):
+        with pytest.raises(errors.UserError, match=f"with synthetic data.*{name}"):
             recipes.default_model(name)
