@@ -1,9 +1,5 @@
 """The program of keras.applications' classifiers: what differs from the ResNets'."""
 
-import os
-import subprocess
-import sys
-
 import keras
 import pytest
 
@@ -20,7 +16,9 @@ def quick(workdir, *flags):
     return image_classifier.run(config)
 
 
-def test_fine_tuning_starts_from_given_weights_freezes_and_takes_every_option(tmp_path):
+def test_fine_tuning_starts_from_given_weights_freezes_and_takes_every_option(
+    tmp_path, without_tfmp
+):
     keras.utils.set_random_seed(1)
     given = models.build("mobilenet_v3_micro", classes=10, input_shape=(8, 8, 1), alpha=0.25)
     given.save(tmp_path / "given.keras")
@@ -38,10 +36,7 @@ def test_fine_tuning_starts_from_given_weights_freezes_and_takes_every_option(tm
         "print(*(a.path for a, b in pairs if not np.allclose(a, b, atol=1e-6)))\n"
         "print(model.get_layer('head_dropout').rate, model.get_layer('conv_bn').momentum)"
     )
-    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    out = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=env
-    )
+    out = without_tfmp(code, tmp_path)
     assert out.stdout.split() == ["head/kernel", "head/bias", "0.1", "0.8"], out.stderr
 
 

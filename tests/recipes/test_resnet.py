@@ -170,7 +170,7 @@ def plain(half, tmp_path_factory):
     return workdir
 
 
-def test_the_model_loads_without_tfmp(half, tmp_path):
+def test_the_model_loads_without_tfmp(half, tmp_path, without_tfmp):
     code = (
         "import sys, keras, sklearn.datasets as d, numpy as np;"
         f"model = keras.saving.load_model({str(half / 'model.keras')!r});"
@@ -180,10 +180,7 @@ def test_the_model_loads_without_tfmp(half, tmp_path):
         "assert logits.dtype == np.float32 and 'tfmp' not in sys.modules;"
         "print((logits.argmax(-1) == digits.target[-360:]).mean())"
     )
-    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    out = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=env
-    )
+    out = without_tfmp(code, tmp_path)
     assert out.returncode == 0, out.stderr
     accuracy = read_results(half)["final"]["test_accuracy"]
     assert float(out.stdout) == pytest.approx(accuracy, abs=2 / 360)

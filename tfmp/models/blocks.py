@@ -17,7 +17,7 @@ EPSILON = 1e-5
 STDDEV = 0.02
 
 
-class Blocks:
+class Blocks(parts.Layers):
     """The layers of one network: their common settings, and the seed of each.
 
     Args:
@@ -40,11 +40,11 @@ class Blocks:
         self.depth = depth
         self.heads = heads
         self.dropout = dropout
-        self._seed = seed
+        super().__init__(seed)
 
     def initial(self, name: str, stddev: float = STDDEV):
         """Normal initial values."""
-        seed = parts.seed_of(self._seed, name)
+        seed = self.seed(name)
         return keras.initializers.RandomNormal(stddev=stddev, seed=seed)
 
     def positions(self, tokens):
@@ -67,7 +67,7 @@ class Blocks:
         """Dropout, where there is any."""
         if not self.dropout:
             return x
-        return layers.Dropout(self.dropout, seed=parts.seed_of(self._seed, name), name=name)(x)
+        return layers.Dropout(self.dropout, seed=self.seed(name), name=name)(x)
 
     def __call__(self, x, *, causal: bool = False, mask=None):
         """All blocks, one behind the other: [batch, tokens, width] to the same.

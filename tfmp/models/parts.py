@@ -52,3 +52,18 @@ def normalize(images):
 def seed_of(seed: int | None, name: str) -> int | None:
     """The seed of the layer `name`; by its name, so that it doesn't shift with the others."""
     return None if seed is None else zlib.crc32(f"{seed}/{name}".encode())
+
+
+class Layers:
+    """What makes the layers of one network: a builder's subclass has their common settings.
+
+    Args:
+        seed: Seed of the whole network, or None.
+    """
+
+    def __init__(self, seed: int | None):
+        self._seed = seed
+
+    def seed(self, name: str) -> int | None:
+        """The seed of the layer `name`."""
+        return seed_of(self._seed, name)

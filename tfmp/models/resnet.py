@@ -90,15 +90,8 @@ def resnet(
     return keras.Model(images, logits, name=name)
 
 
-class _Layers:
+class _Layers(parts.Layers):
     """The layers of one network: their common settings, and the seed of each."""
-
-    def __init__(self, seed: int | None):
-        self._seed = seed
-
-    def seed(self, name: str) -> int | None:
-        """The seed of the layer `name`."""
-        return parts.seed_of(self._seed, name)
 
     def conv_bn(self, x, width, kernel, *, name, stride=1, relu=False, gamma="ones"):
         """Convolution without bias, batch normalization and perhaps a ReLU.

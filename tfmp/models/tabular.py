@@ -96,19 +96,17 @@ def build(
     return keras.Model(inputs, x, name=name)
 
 
-class _Layers:
+class _Layers(parts.Layers):
     """The layers of one network: their common settings, and the seed of each."""
 
     def __init__(self, width, dropout, seed):
         self.width = width
         self._dropout = dropout
-        self._seed = seed
+        super().__init__(seed)
 
     def initial(self, name: str):
         """Uniform within 1/sqrt(fan in), as the paper's code has dense layers and embeddings."""
-        return keras.initializers.VarianceScaling(
-            1 / 3, "fan_in", "uniform", seed=parts.seed_of(self._seed, name)
-        )
+        return keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform", seed=self.seed(name))
 
     def dense(self, x, units: int, name: str, **options):
         """A dense layer with bias."""
@@ -119,7 +117,7 @@ class _Layers:
         """Dropout, where there is any."""
         if not self._dropout:
             return x
-        return layers.Dropout(self._dropout, seed=parts.seed_of(self._seed, name), name=name)(x)
+        return layers.Dropout(self._dropout, seed=self.seed(name), name=name)(x)
 
 
 def _numbers(raw, means, deviations, with_missing):
@@ -140,7 +138,7 @@ def _embedded(make: _Layers, codes, categories, size: int):
     codes = ops.where(known, codes, 0) + (np.cumsum(rows) - rows).astype("int32")
     # Within 1/sqrt(size), as the paper's code: Keras takes the table's columns for its fan out.
     initial = keras.initializers.RandomUniform(
-        -(size**-0.5), size**-0.5, seed=parts.seed_of(make._seed, "embedding")
+        -(size**-0.5), size**-0.5, seed=make.seed("embedding")
     )
     x = layers.Embedding(int(rows.sum()), size, embeddings_initializer=initial, name="embedding")(
         codes

@@ -91,15 +91,8 @@ def unet(
     return keras.Model(images, logits, name=name)
 
 
-class _Layers:
+class _Layers(parts.Layers):
     """The layers of one network: their common settings, and the seed of each."""
-
-    def __init__(self, seed: int | None):
-        self._seed = seed
-
-    def seed(self, name: str) -> int | None:
-        """The seed of the layer `name`."""
-        return parts.seed_of(self._seed, name)
 
     def initial(self, name: str):
         """He's variance, as the paper has it."""

@@ -125,18 +125,14 @@ def vit(
     return keras.Model(images, logits, name=name)
 
 
-class _Layers:
+class _Layers(parts.Layers):
     """The layers of one network: their common settings, and the seed of each."""
 
     def __init__(self, width, heads, dropout, seed):
         self.width = width
         self.heads = heads
         self.dropout = dropout
-        self._seed = seed
-
-    def seed(self, name: str) -> int | None:
-        """The seed of the layer `name`."""
-        return parts.seed_of(self._seed, name)
+        super().__init__(seed)
 
     def initial(self, name: str, mode: str):
         """Glorot's variance where `mode` is "fan_avg", LeCun's where it is "fan_in".

@@ -58,13 +58,9 @@ def takes_images(name):
 
 
 def large_model(name):
-    """The recipe's model to measure on an accelerator.
-
-    Raises:
-        UserError: No such recipe.
-    """
-    usual = default_model(name)
-    return LARGE_MODELS.get(name, usual)
+    """The recipe's model to measure on an accelerator; errors as of `default_model`."""
+    default_model(name)
+    return LARGE_MODELS[name]
 
 
 def large_batch(name):
