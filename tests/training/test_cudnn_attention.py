@@ -158,6 +158,23 @@ def test_where_the_kernel_fails_there_is_a_note_and_keras_own(monkeypatch):
     assert not cudnn_attention.is_available.__wrapped__()
 
 
+def test_its_trial_has_both_directions_also_while_a_step_is_traced():
+    texts = []
+
+    @tf.function(autograph=False)
+    def step():
+        with tf.init_scope():
+            run = tf.function(
+                cudnn_attention._gradient_of_attention, jit_compile=True, autograph=False
+            )
+            get = run.experimental_get_compiler_ir(tf.ones([1, 8, 1, 8], tf.float16))
+            texts.append(get(stage="hlo"))
+
+    step()
+    for target in (cudnn_attention.FORWARD, cudnn_attention.BACKWARD):
+        assert texts[0].count(f'"{target}"') == 1
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [tf.float16, tf.bfloat16])
 @pytest.mark.parametrize(

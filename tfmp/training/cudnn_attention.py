@@ -101,7 +101,7 @@ def is_available():
     capabilities = [x.get("compute_capability", (0, 0)) for x in details]
     if not gpus or min(capabilities) < LEAST_CAPABILITY:
         return False
-    run = tf.function(lambda x: _with_gradient(x)[1], jit_compile=True, autograph=False)
+    run = tf.function(_gradient_of_attention, jit_compile=True, autograph=False)
     try:
         with tf.init_scope(), tf.device("GPU:0"):
             found = run(tf.ones([1, 8, 1, 8], tf.float16))
@@ -115,11 +115,10 @@ def is_available():
         return False
 
 
-def _with_gradient(x):
-    with tf.GradientTape() as tape:
-        tape.watch(x)
-        y = attention(x, x, x, scale=1.0, is_causal=True)
-    return y, tape.gradient(y, x)
+def _gradient_of_attention(x):
+    # By no GradientTape, since `init_scope` stops them all.
+    (gradient,) = tf.gradients(attention(x, x, x, scale=1.0, is_causal=True), x)
+    return gradient
 
 
 def _attention(query, key, value, bias=None, mask=None, scale=None, is_causal=False, **more):
