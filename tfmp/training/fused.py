@@ -8,8 +8,7 @@ While a step is traced for XLA, `fused_layers` changes how layers compute:
   again and adds up atomically.
 - A convolution by a kernel of 1x1 is a matrix product; with strides, it is a convolution of the
   places that it reads.
-- A dense layer on sequences is one matrix product of all their positions. Keras' is one for each
-  example: its backward pass writes a gradient of the weights for each example, and adds them up.
+- Layers on sequences compute on one matrix of all positions; see `tfmp.training.rows`.
 
 Attention is in `tfmp.training.cudnn_attention`.
 
@@ -26,6 +25,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfmp.training import rows
+
 # The most places in a pooling window: each is one more read of the input, spelled out.
 MOST_PLACES = 16
 
@@ -34,9 +35,6 @@ MOST_PLACES = 16
 # step of ResNet-50.)
 SAMPLED_EXAMPLES = 8
 SAMPLED_ALONG_AXIS = 2
-
-# EinsumDense as a dense layer whose bias may differ from position to position.
-POSITIONWISE = "btp,pd->btd"
 
 REPLACED = {"call", "convolution_op", "_moments"}
 
@@ -68,8 +66,8 @@ def _fused(layer):
         return {}
     if kind is keras.layers.BatchNormalization and not (layer.synchronized or layer.renorm):
         return {"_moments": _moments(layer)}
-    if _is_dense(layer):
-        return {"call": _by_rows(layer)}
+    if call := rows.call_of(layer):
+        return {"call": call}
     if getattr(layer, "data_format", None) != "channels_last":
         return {}
     if kind is keras.layers.MaxPooling2D and math.prod(layer.pool_size) <= MOST_PLACES:
@@ -256,27 +254,3 @@ def _to_winners(upstream, winner, sides, pool_size, strides):
 def _spaced(x):
     """[batch, r, s, channels] -> [batch, r, 1, s, 1, channels]."""
     return x[:, :, tf.newaxis, :, tf.newaxis]
-
-
-def _is_dense(layer):
-    """Whether a layer multiplies the last axis alone, by weights that are not quantized."""
-    kind = type(layer)
-    by_position = kind is keras.layers.EinsumDense and layer.equation == POSITIONWISE
-    return (kind is keras.layers.Dense or by_position) and not layer.dtype_policy.quantization_mode
-
-
-def _by_rows(layer):
-    """`call` of a dense layer, with all axes before the last one made one for the product."""
-
-    def call(inputs, training=None):
-        if len(inputs.shape) < 3:
-            return type(layer).call(layer, inputs, training=training)
-        sides = tf.shape(inputs)
-        shape = [sides[i] if side is None else side for i, side in enumerate(inputs.shape[:-1])]
-        rows = keras.ops.matmul(tf.reshape(inputs, [-1, inputs.shape[-1]]), layer.kernel)
-        outputs = tf.reshape(rows, [*shape, rows.shape[-1]])
-        if layer.bias is not None:
-            outputs = keras.ops.add(outputs, layer.bias)
-        return outputs if layer.activation is None else layer.activation(outputs)
-
-    return call

@@ -1,0 +1,142 @@
+"""Layers on sequences that compute on one matrix of all positions.
+
+While a step is traced for XLA, `tfmp.training.fused` puts these in the place of Keras' own `call`:
+
+- A dense layer is one matrix product, with its bias. Keras' is one for each example: its backward
+  pass writes a gradient of the weights for each example, and adds them up.
+- LayerNormalization and Add. On [batch, positions, features] XLA may choose a layout in which the
+  examples are neighbors in the memory, and transposes what comes from and goes to a product.
+- LayerNormalization has its gradient written out: TensorFlow's takes more passes.
+"""
+
+import functools
+
+import keras
+import tensorflow as tf
+
+# EinsumDense as a dense layer whose bias may differ from position to position.
+POSITIONWISE = "btp,pd->btd"
+
+
+def call_of(layer):
+    """A layer's `call` by rows, or None where it has none.
+
+    Args:
+        layer: A Keras layer.
+    """
+    kind = type(layer)
+    if _is_dense(layer):
+        return _dense(layer)
+    if kind is keras.layers.LayerNormalization and not layer.rms_scaling:
+        return _normalization(layer)
+    return _add(layer) if kind is keras.layers.Add else None
+
+
+def _is_dense(layer):
+    """Whether a layer multiplies the last axis alone, by weights that are not quantized."""
+    kind = type(layer)
+    by_position = kind is keras.layers.EinsumDense and layer.equation == POSITIONWISE
+    return (kind is keras.layers.Dense or by_position) and not layer.dtype_policy.quantization_mode
+
+
+def _dense(layer):
+    """`call` of a dense layer, with all axes before the last one made one for the product."""
+
+    def call(inputs, training=None):
+        if len(inputs.shape) < 3:
+            return type(layer).call(layer, inputs, training=training)
+        sides = tf.shape(inputs)
+        shape = [sides[i] if side is None else side for i, side in enumerate(inputs.shape[:-1])]
+        rows = keras.ops.matmul(tf.reshape(inputs, [-1, inputs.shape[-1]]), layer.kernel)
+        bias = layer.bias
+        if bias is not None and len(bias.shape) == 1:
+            rows, bias = keras.ops.add(rows, bias), None
+        outputs = tf.reshape(rows, [*shape, rows.shape[-1]])
+        if bias is not None:
+            outputs = keras.ops.add(outputs, bias)
+        return outputs if layer.activation is None else layer.activation(outputs)
+
+    return call
+
+
+def _normalization(layer):
+    """`call` of a layer that normalizes the last axis, with all axes before it made one."""
+
+    def call(inputs):
+        inputs = tf.convert_to_tensor(inputs)
+        size, last = inputs.shape[-1], len(inputs.shape) - 1
+        axes = layer.axis if isinstance(layer.axis, list) else [layer.axis]
+        if axes not in ([last], [-1]) or not inputs.dtype.is_floating:
+            return type(layer).call(layer, inputs)
+        gamma, beta = (
+            tf.convert_to_tensor(weight) if weight is not None else tf.fill([size], value)
+            for weight, value in ((layer.gamma, 1.0), (layer.beta, 0.0))
+        )
+        rows = normalize_rows(tf.reshape(inputs, [-1, size]), gamma, beta, layer.epsilon)
+        outputs = tf.ensure_shape(tf.reshape(rows, tf.shape(inputs)), inputs.shape)
+        return tf.cast(outputs, layer.compute_dtype)
+
+    return call
+
+
+def normalize_rows(rows, gamma, beta, epsilon):
+    """Layer normalization of each row, computed in float32 or wider.
+
+    Its gradient is written out, which takes two readings of the rows; the one that TensorFlow makes
+    of the formula takes several.
+
+    Args:
+        rows: [rows, features] float.
+        gamma: [features] float, factors of the normalized rows.
+        beta: [features] float, what is added to them.
+        epsilon: Added to the variance.
+
+    Returns:
+        [rows, features], the dtype of `rows`.
+
+    References:
+        Ba et al. 2016, Layer Normalization, arXiv:1607.06450, equation 4.
+    """
+    wide = tf.float64 if rows.dtype == tf.float64 else tf.float32
+
+    def normalized(rows):
+        x = tf.cast(rows, wide)
+        x -= tf.reduce_mean(x, -1, keepdims=True)
+        inverse = tf.math.rsqrt(tf.reduce_mean(tf.square(x), -1, keepdims=True) + epsilon)
+        return x * inverse, inverse
+
+    @tf.custom_gradient
+    def normalize(rows, gamma, beta):
+        def gradients(upstream):
+            # Computed once more, so that it has a gradient of its own; XLA does it once.
+            x, inverse = normalized(rows)
+            upstream = tf.cast(upstream, wide)
+            of_x = upstream * tf.cast(gamma, wide)
+            along = x * tf.reduce_mean(of_x * x, -1, keepdims=True)
+            of_rows = inverse * (of_x - tf.reduce_mean(of_x, -1, keepdims=True) - along)
+            of_gamma, of_beta = tf.reduce_sum(upstream * x, 0), tf.reduce_sum(upstream, 0)
+            return (
+                tf.cast(of_rows, rows.dtype),
+                tf.cast(of_gamma, gamma.dtype),
+                tf.cast(of_beta, beta.dtype),
+            )
+
+        x, _ = normalized(rows)
+        return tf.cast(x * tf.cast(gamma, wide) + tf.cast(beta, wide), rows.dtype), gradients
+
+    return normalize(rows, gamma, beta)
+
+
+def _add(layer):
+    """`call` of a layer that adds sequences of one shape, as matrices of all their positions."""
+
+    def call(inputs):
+        shapes = {tuple(x.shape) for x in inputs}
+        first = inputs[0]
+        if len(shapes) > 1 or len(first.shape) != 3 or first.shape[-1] is None:
+            return type(layer).call(layer, inputs)
+        rows = [tf.reshape(x, [-1, x.shape[-1]]) for x in inputs]
+        total = functools.reduce(tf.add, rows)
+        return tf.ensure_shape(tf.reshape(total, tf.shape(first)), first.shape)
+
+    return call
