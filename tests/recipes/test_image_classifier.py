@@ -16,9 +16,7 @@ def quick(workdir, *flags):
     return image_classifier.run(config)
 
 
-def test_fine_tuning_starts_from_given_weights_freezes_and_takes_every_option(
-    tmp_path, without_tfmp
-):
+def test_fine_tuning_starts_from_given_weights_freezes_and_takes_every_option(tmp_path, run_fresh):
     keras.utils.set_random_seed(1)
     given = models.build("mobilenet_v3_micro", classes=10, input_shape=(8, 8, 1), alpha=0.25)
     given.save(tmp_path / "given.keras")
@@ -36,7 +34,7 @@ def test_fine_tuning_starts_from_given_weights_freezes_and_takes_every_option(
         "print(*(a.path for a, b in pairs if not np.allclose(a, b, atol=1e-6)))\n"
         "print(model.get_layer('head_dropout').rate, model.get_layer('conv_bn').momentum)"
     )
-    out = without_tfmp(code, tmp_path)
+    out = run_fresh("-c", code, cwd=tmp_path)
     assert out.stdout.split() == ["head/kernel", "head/bias", "0.1", "0.8"], out.stderr
 
 
