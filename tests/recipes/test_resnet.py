@@ -1,5 +1,6 @@
 """The whole program, as a user runs it: each run that matters is a process of its own."""
 
+import functools
 import json
 import os
 import pathlib
@@ -15,13 +16,23 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfmp import cli, errors, power, training
+from tfmp import cli, errors, models, power, training
+from tfmp.models import resnet as resnets
 from tfmp.recipes import resnet
 
 ROOT = pathlib.Path(__file__).parents[2]
 TEST_DATA = pathlib.Path(os.environ.get("TFMP_TEST_DATA", ROOT.parent / "shared" / "data"))
 QUICK = ["--epochs=2", "--warmup_epochs=1", "--policy=float32", "--batch_size=256"]
 QUICK += ["--measure_inference=false"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def narrow():
+    """In this process resnet_small has one narrow block a stage; other programs have it whole."""
+    with pytest.MonkeyPatch.context() as patch:
+        build = functools.partial(resnets.resnet, block="basic", depths=(1, 1), widths=(8, 16))
+        patch.setitem(models.MODELS, "resnet_small", build)
+        yield
 
 
 def run_recipe(*flags, **env):
