@@ -386,7 +386,7 @@ def test_fashion_mnist_through_tfds(tmp_path, policy):
         pytest.skip("no TFMP_TEST_DATA with fashion_mnist")
     ended = run_recipe(
         f"--policy={policy}",
-        *["--dataset=fashion_mnist", "--epochs=2", "--warmup_epochs=0.2"],
+        *["--dataset=fashion_mnist", "--stem=imagenet", "--epochs=2", "--warmup_epochs=0.2"],
         *["--weight_decay=5e-3", "--label_smoothing=0", "--augmentation=none"],
         f"--manual_dir={source}",
         f"--data_dir={tmp_path / 'tfds'}",
