@@ -1,9 +1,9 @@
 """Python programs in processes of their own, which begin with Keras and TensorFlow imported.
 
-That import takes 3 s of a core, and the tests start dozens of programs. They are forks of one
-server (`multiprocessing`'s forkserver) that has done it and nothing more: it runs no thread of
-TensorFlow's, has no devices, and never imports tfmp. What a test says about the start of a program
-itself, or sets for TensorFlow's import, wants `subprocess`.
+That import takes 3 s of a core, and the tests start dozens of programs. These are forks of a server
+(`multiprocessing`'s forkserver) that has imported both and done nothing more: no thread of
+TensorFlow runs there, it has looked for no device, and it never imports tfmp. A test of how a
+program starts, or of what has to be set before TensorFlow is imported, takes `subprocess`.
 """
 
 import multiprocessing

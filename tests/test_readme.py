@@ -45,7 +45,7 @@ def test_the_examples_of_loss_scaling_run_on_two_replicas(example, check, tmp_pa
     assert len(EXAMPLES) == 4
     scaled = "assert strategy.num_replicas_in_sync == 2"
     (tmp_path / "example.py").write_text("\n".join([TWO_CPUS, EXAMPLES[example], scaled, check]))
-    run_fresh(tmp_path / "example.py")
+    run_fresh(tmp_path / "example.py", cwd=tmp_path)
 
 
 def test_the_example_of_the_matrix_is_green(tmp_path, monkeypatch):
