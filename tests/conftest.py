@@ -4,7 +4,9 @@ import gc
 import html.parser
 import json
 import os
+import pathlib
 import re
+import sys
 
 gc.disable()  # it is a fifth of TensorFlow's import; garbage is collected between tests
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -18,6 +20,9 @@ import tensorflow as tf
 from tensorflow.python.framework.config import disable_op_determinism  # no public one
 
 from tfmp import report
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))  # for fresh.py
+import fresh
 
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
@@ -101,6 +106,18 @@ def report_of(tmp_path_factory):
         return page, written
 
     return make
+
+
+@pytest.fixture(scope="session")
+def run_fresh():
+    """`fresh.run`, which has to end well: a function of the words behind `python`."""
+
+    def run(*words, **settings):
+        ended = fresh.run(*words, **settings)
+        assert ended.returncode == 0, f"exit status {ended.returncode}\n{ended.stderr}"
+        return ended
+
+    return run
 
 
 @pytest.fixture(autouse=True)

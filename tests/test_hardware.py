@@ -1,7 +1,5 @@
 """Facts about devices; GPUs are played by stand-ins for TensorFlow's answers."""
 
-import subprocess
-import sys
 import types
 
 import pytest
@@ -76,13 +74,13 @@ def test_without_proc(monkeypatch):
     assert hardware._machine_memory() is None
 
 
-def test_import_leaves_the_runtime_alone():
+def test_import_leaves_the_runtime_alone(run_fresh):
     code = (
         "import tensorflow as tf, tfmp.hardware, tfmp.policies\n"
         "from tensorflow.python.eager import context\n"
         "assert not context.context()._initialized"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    run_fresh("-c", code)
 
 
 @pytest.mark.gpu

@@ -1,10 +1,7 @@
 """What the README shows is run as it stands there."""
 
-import os
 import pathlib
 import re
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -44,19 +41,11 @@ def test_the_example_of_policies():
         (2, "assert int(optimizer.iterations.numpy()) == 4"),
     ],
 )
-def test_the_examples_of_loss_scaling_run_on_two_replicas(example, check, tmp_path):
+def test_the_examples_of_loss_scaling_run_on_two_replicas(example, check, tmp_path, run_fresh):
     assert len(EXAMPLES) == 4
     scaled = "assert strategy.num_replicas_in_sync == 2"
     (tmp_path / "example.py").write_text("\n".join([TWO_CPUS, EXAMPLES[example], scaled, check]))
-    ended = subprocess.run(
-        [sys.executable, "-W", "ignore", "example.py"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert ended.returncode == 0, ended.stderr[-3000:]
+    run_fresh(tmp_path / "example.py", cwd=tmp_path)
 
 
 def test_the_example_of_the_matrix_is_green(tmp_path, monkeypatch):

@@ -1,13 +1,12 @@
 """A run of the recipe on the digits, for the tools that take one; Ctrl-C and SIGTERM."""
 
-import os
+import functools
 import pathlib
 import signal
-import subprocess
-import sys
 import threading
 import time
 
+import fresh
 import pytest
 
 from tfmp import cli
@@ -19,18 +18,8 @@ TRAIN = ["--policy=float32", "--epochs=8", "--measure_inference=false", "--label
 
 @pytest.fixture(scope="session")
 def program():
-    """Runs Python on words, in a process of its own."""
-
-    def run(*words, **variables):
-        return subprocess.run(
-            [sys.executable, *words],
-            capture_output=True,
-            text=True,
-            cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": str(ROOT)} | variables,
-        )
-
-    return run
+    """Runs a program of the project, in a process of its own."""
+    return functools.partial(fresh.run, cwd=ROOT)
 
 
 @pytest.fixture(scope="session")

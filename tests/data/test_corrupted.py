@@ -249,9 +249,9 @@ import numpy as np
 from tfmp import cli
 from tfmp.data import corrupted
 
-images = np.zeros((20_000, 8, 8, 1), np.uint8)
+images = np.zeros((4_000, 8, 8, 1), np.uint8)
 found = corrupted.from_images(
-    images, np.zeros(20_000), ("gaussian_noise", "speckle_noise"), (1, 2, 3, 4, 5),
+    images, np.zeros(4_000), ("gaussian_noise", "speckle_noise"), (1, 2, 3, 4, 5),
     name="black", cache_dir={folder!r},
 )
 try:
@@ -285,10 +285,10 @@ def test_stopped_in_the_middle(tmp_path, number):
     (folder,) = tmp_path.iterdir()
     assert list(folder.glob("*.partial")), "it was not in the middle"
     finished = [file.name.removesuffix(".npy").rsplit("-", 1) for file in folder.glob("*.npy")]
-    images = np.zeros((20_000, 8, 8, 1), np.uint8)
+    images = np.zeros((4_000, 8, 8, 1), np.uint8)
     more = {"name": "black", "cache_dir": tmp_path}
     for name, severity in finished:
-        again = corrupted.from_images(images, np.zeros(20_000), (name,), (severity,), **more)
+        again = corrupted.from_images(images, np.zeros(4_000), (name,), (severity,), **more)
         assert again.folder.path == folder
         again.identity(name)
 

@@ -11,12 +11,11 @@ With TFMP_TEST_DEVICE=GPU in the environment the replicas are GPUs, which NCCL j
 import functools
 import os
 import pathlib
-import signal
-import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree
 
+import fresh
 import pytest
 import tensorflow as tf
 
@@ -48,39 +47,12 @@ def strategy():
     return tf.distribute.MirroredStrategy([d.name for d in tf.config.list_logical_devices(DEVICE)])
 
 
-def run_python(*command, replicas=2):
-    """Runs a Python program to its end, or kills it and its children.
-
-    Args:
-        *command: Words behind `python`.
-        replicas: Number of logical CPUs for the program to make, or of GPUs to see.
-
-    Returns:
-        A `subprocess.CompletedProcess`, its output as text; return code None if it took too long.
-    """
-    words = [sys.executable, *map(str, command)]
-    own_group = IN_CHILD not in os.environ  # what a child starts ends with it
+def run_python(*words, replicas=2):
+    """`fresh.run` with a number of logical CPUs for the program to make, or of GPUs to see."""
     environment = os.environ | {IN_CHILD: str(replicas)}
     if DEVICE == "GPU":
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, range(replicas)))
-    process = subprocess.Popen(
-        words,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        start_new_session=own_group,
-    )
-    code = None
-    try:
-        out, err = process.communicate(timeout=TIMEOUT)
-        code = process.returncode
-    except subprocess.TimeoutExpired:
-        if own_group:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.kill()
-        out, err = process.communicate()
-    return subprocess.CompletedProcess(words, code, out, err)
+    return fresh.run(*words, env=environment, timeout=TIMEOUT)
 
 
 @pytest.fixture(scope="session")

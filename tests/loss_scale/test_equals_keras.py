@@ -1,8 +1,6 @@
 """Without overflow it is Keras' own LossScaleOptimizer, bit for bit; and it is one on disk."""
 
 import json
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -66,7 +64,7 @@ def test_without_overflow_it_equals_keras_bit_for_bit(inner, way):
     assert scale == 2.0**17
 
 
-def test_keras_own_tests_of_the_class_pass():
+def test_keras_own_tests_of_the_class_pass(run_fresh):
     code = (
         "import json, unittest, tfmp\n"
         "from keras.src.optimizers import loss_scale_optimizer_test as suite\n"
@@ -75,8 +73,7 @@ def test_keras_own_tests_of_the_class_pass():
         "ended = unittest.TextTestRunner().run(tests)\n"
         "print(json.dumps([ended.testsRun - len(ended.skipped), ended.wasSuccessful()]))\n"
     )
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
+    ended = run_fresh("-c", code)
     ran, passed = json.loads(ended.stdout.splitlines()[-1])
     assert passed, ended.stderr
     assert ran > 20
@@ -123,7 +120,7 @@ np.savez(sys.argv[2], *[v.numpy() for v in [*model.variables, *model.optimizer.v
 """
 
 
-def test_a_fresh_process_loads_all_of_its_state(tmp_path):
+def test_a_fresh_process_loads_all_of_its_state(tmp_path, run_fresh):
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     optimizer = tfmp.LossScaleOptimizer(keras.optimizers.Adam(0.1), hysteresis=3, initial_scale=64)
     model.compile(optimizer, "mse")
@@ -135,9 +132,7 @@ def test_a_fresh_process_loads_all_of_its_state(tmp_path):
     assert {name: int(state[name]) for name in wanted} == wanted
     assert state["dynamic_scale"] == 32
     model.save(tmp_path / "model.keras")
-    command = [sys.executable, "-c", RESUME, tmp_path / "model.keras", tmp_path / "state.npz"]
-    ended = subprocess.run(command, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
+    run_fresh("-c", RESUME, tmp_path / "model.keras", tmp_path / "state.npz")
     with np.load(tmp_path / "state.npz") as arrays:
         loaded = [arrays[name] for name in arrays.files]
     variables = [*model.variables, *optimizer.variables]

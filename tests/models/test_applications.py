@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-import subprocess
 import sys
 import urllib.error
 
@@ -219,21 +218,21 @@ def test_small_and_gray_images_are_enlarged_and_colored():
     assert not [x for x in small(input_shape=(40, 32, 3)).layers if x.name == "enlarge"]
 
 
-def test_saved_models_load_in_plain_keras(tmp_path, monkeypatch):
+def test_saved_models_load_in_plain_keras(tmp_path, monkeypatch, run_fresh):
     """ConvNeXt has layers of classes that Keras doesn't export."""
     make = functools.partial(convnext.ConvNeXt, depths=[1] * 4, projection_dims=[8] * 4)
     little = functools.partial(applications.application, make, normalize="imagenet")
     monkeypatch.setitem(models.MODELS, "little_convnext", little)
-    round_trip(("mobilenet_v3_micro", "little_convnext"), "mixed_float16", tmp_path)
+    round_trip(("mobilenet_v3_micro", "little_convnext"), "mixed_float16", tmp_path, run_fresh)
 
 
 @pytest.mark.slow
-def test_every_saved_model_loads_in_plain_keras(tmp_path):
+def test_every_saved_model_loads_in_plain_keras(tmp_path, run_fresh):
     huge = ("xlarge", "convnext_large", "nasnet_large", "_v2_l", "_v2_m", "_b6", "_b7")
-    round_trip([x for x in MODELS if not x.endswith(huge)], "mixed_float16", tmp_path)
+    round_trip([x for x in MODELS if not x.endswith(huge)], "mixed_float16", tmp_path, run_fresh)
 
 
-def round_trip(names, policy, folder):
+def round_trip(names, policy, folder, run_fresh):
     expected = {}
     np.save(folder / "images.npy", images())
     for name in names:
@@ -250,7 +249,7 @@ def round_trip(names, policy, folder):
         "    np.save(file.stem, model(np.load('images.npy')))\n"
         "assert not any(name.startswith('tfmp') for name in sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=folder)
+    run_fresh("-c", code, cwd=folder)
     for name, logits in expected.items():
         np.testing.assert_array_equal(np.load(folder / f"{name}.npy"), logits)
 

@@ -1,8 +1,5 @@
 """DCGANs: sizes, range and dtype of the images, and a generator that loads without tfmp."""
 
-import subprocess
-import sys
-
 import keras
 import numpy as np
 import pytest
@@ -57,7 +54,7 @@ def test_images_are_float32_of_0_to_255_and_logits_finite(policy):
     np.testing.assert_array_equal(judge(whole), judge(whole.astype("float32")))
 
 
-def test_a_saved_generator_loads_in_plain_keras(tmp_path):
+def test_a_saved_generator_loads_in_plain_keras(tmp_path, run_fresh):
     with scope("mixed_float16"):
         model = dcgan.generator(image_shape=(8, 8, 1), width=8, seed=0)
     model.save(tmp_path / "model.keras")
@@ -68,7 +65,7 @@ def test_a_saved_generator_loads_in_plain_keras(tmp_path):
         "np.save('images.npy', model.predict(np.load('noise.npy'), verbose=0))\n"
         "assert not any(name.startswith('tfmp') for name in sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120, cwd=tmp_path)
+    run_fresh("-c", code, cwd=tmp_path)
     expected = model.predict(noise(), verbose=0)
     np.testing.assert_array_equal(np.load(tmp_path / "images.npy"), expected)
 

@@ -1,8 +1,6 @@
 """GPTs against published counts, a float64 reference, and what they may see."""
 
 import math
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -150,7 +148,7 @@ def test_every_weight_gets_a_gradient_and_remat_cuts_between_the_branches():
         assert np.isfinite(gradient).all() and np.any(gradient), variable.path
 
 
-def test_a_saved_model_loads_in_plain_keras(tmp_path):
+def test_a_saved_model_loads_in_plain_keras(tmp_path, run_fresh):
     with scope("mixed_float16"):
         model = micro(dropout=0.1)
     model.save(tmp_path / "model.keras")
@@ -161,7 +159,7 @@ def test_a_saved_model_loads_in_plain_keras(tmp_path):
         "np.save('logits', model.predict(np.load('tokens.npy'), verbose=0))\n"
         "assert not any(name.startswith('tfmp') for name in sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120, cwd=tmp_path)
+    run_fresh("-c", code, cwd=tmp_path)
     # Products in float16 depend on where their inputs lie in memory.
     expected = model.predict(tokens(), verbose=0)
     np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), expected, atol=4e-3)

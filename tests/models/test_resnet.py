@@ -1,8 +1,5 @@
 """Residual networks against the published ones."""
 
-import subprocess
-import sys
-
 import keras
 import numpy as np
 import pytest
@@ -163,7 +160,7 @@ def test_a_seed_gives_the_same_weights_and_layers_differ():
 
 # Keras 3.15.1 turns its variables into arrays in a way that NumPy 2 deprecates.
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-def test_a_saved_model_loads_in_plain_keras(tmp_path):
+def test_a_saved_model_loads_in_plain_keras(tmp_path, run_fresh):
     expected = {}
     for policy in POLICIES:
         with scope(policy):
@@ -178,7 +175,7 @@ def test_a_saved_model_loads_in_plain_keras(tmp_path):
         "    np.save(file.stem, model.predict(np.load('images.npy'), verbose=0))\n"
         "assert not any(name.startswith('tfmp') for name in sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120, cwd=tmp_path)
+    run_fresh("-c", code, cwd=tmp_path)
     for policy in POLICIES:
         loaded = np.load(tmp_path / f"{policy}.npy")
         assert loaded.dtype == np.float32

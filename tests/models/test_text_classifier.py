@@ -1,8 +1,5 @@
 """Classifiers of texts: what is no token does not count, under every policy and in both models."""
 
-import subprocess
-import sys
-
 import keras
 import numpy as np
 import pytest
@@ -61,7 +58,7 @@ def test_every_weight_gets_a_finite_gradient_in_float16_under_xla(name):
         assert np.isfinite(gradient).all() and np.any(gradient), variable.path
 
 
-def test_saved_models_load_in_plain_keras(tmp_path):
+def test_saved_models_load_in_plain_keras(tmp_path, run_fresh):
     expected = {}
     for name in MODELS:
         with scope("mixed_float16"):
@@ -76,7 +73,7 @@ def test_saved_models_load_in_plain_keras(tmp_path):
         "    np.save(file.stem, model.predict(np.load('tokens.npy'), verbose=0))\n"
         "assert not any(name.startswith('tfmp') for name in sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120, cwd=tmp_path)
+    run_fresh("-c", code, cwd=tmp_path)
     for name in MODELS:
         found = np.load(tmp_path / f"{name}.npy")
         np.testing.assert_allclose(found, expected[name], atol=2e-3)

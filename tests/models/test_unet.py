@@ -1,8 +1,5 @@
 """U-Nets: published counts, bilinear upsampling against Keras', policies, and plain Keras."""
 
-import subprocess
-import sys
-
 import keras
 import numpy as np
 import pytest
@@ -94,7 +91,7 @@ def test_the_last_level_sees_details_of_the_first_and_pixels_far_away():
     assert changed[0, 8, 8] > 0 and changed[0, 8, 20] > 0 and not changed[1].any()
 
 
-def test_a_saved_model_loads_in_plain_keras(tmp_path):
+def test_a_saved_model_loads_in_plain_keras(tmp_path, run_fresh):
     expected = {}
     for upsampling in unet.UPSAMPLINGS:
         with scope("mixed_float16"):
@@ -109,7 +106,7 @@ def test_a_saved_model_loads_in_plain_keras(tmp_path):
         "    np.save(file.stem, model(np.load('images.npy')))\n"
         "assert not any(name.startswith('tfmp') for name in sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120, cwd=tmp_path)
+    run_fresh("-c", code, cwd=tmp_path)
     for upsampling, logits in expected.items():
         np.testing.assert_array_equal(np.load(tmp_path / f"{upsampling}.npy"), logits)
 

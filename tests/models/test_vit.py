@@ -1,8 +1,6 @@
 """Vision Transformers against published counts, a float64 reference, and float16's range."""
 
 import math
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -182,7 +180,7 @@ def test_stochastic_depth_leaves_out_whole_branches_of_single_images():
     np.testing.assert_allclose(out[~left] / 2, np.asarray(branch(images))[~left], atol=1e-5)
 
 
-def test_a_saved_model_loads_in_plain_keras(tmp_path):
+def test_a_saved_model_loads_in_plain_keras(tmp_path, run_fresh):
     expected = {}
     for policy in POLICIES[:2]:
         with scope(policy):
@@ -197,7 +195,7 @@ def test_a_saved_model_loads_in_plain_keras(tmp_path):
         "    np.save(file.stem, model.predict(np.load('images.npy'), verbose=0))\n"
         "assert not any(name.startswith('tfmp') for name in sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120, cwd=tmp_path)
+    run_fresh("-c", code, cwd=tmp_path)
     for policy in POLICIES[:2]:
         np.testing.assert_array_equal(np.load(tmp_path / f"{policy}.npy"), expected[policy])
 

@@ -40,15 +40,6 @@ def with_no_flags(tmp_path):
 
 
 @pytest.fixture(scope="session")
-def without_tfmp():
-    """A function of Python's code and a folder that runs it there, in a process without tfmp."""
-    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    return lambda code, cwd: subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=cwd, env=env
-    )
-
-
-@pytest.fixture(scope="session")
 def trivial_accuracy():
     """Accuracy of a logistic regression of the digits' pixels, on the last 360."""
     digits = datasets.load_digits()

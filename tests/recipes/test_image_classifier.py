@@ -1,9 +1,12 @@
 """The program of keras.applications' classifiers: what differs from the ResNets'."""
 
+import functools
+
 import keras
 import pytest
 
 from tfmp import cli, errors, models
+from tfmp.models import applications
 from tfmp.recipes import image_classifier
 
 QUICK = ["--epochs=1", "--policy=float32", "--batch_size=256", "--measure_inference=false"]
@@ -16,9 +19,19 @@ def quick(workdir, *flags):
     return image_classifier.run(config)
 
 
+def little(include_top, weights, input_tensor, input_shape, pooling, alpha=1.0):
+    """A backbone as keras.applications makes them, of one convolution."""
+    x = keras.layers.Conv2D(round(16 * alpha), 3, use_bias=False, name="conv")(input_tensor)
+    x = keras.layers.ReLU()(keras.layers.BatchNormalization(name="conv_bn")(x))
+    features = keras.layers.GlobalAveragePooling2D()(x)
+    return keras.Model(keras.utils.get_source_inputs(input_tensor), features)
+
+
 def test_fine_tuning_starts_from_given_weights_freezes_and_takes_every_option(
-    tmp_path, without_tfmp
+    tmp_path, run_fresh, monkeypatch
 ):
+    build = functools.partial(applications.application, little, normalize="unit")
+    monkeypatch.setitem(models.MODELS, "mobilenet_v3_micro", build)
     keras.utils.set_random_seed(1)
     given = models.build("mobilenet_v3_micro", classes=10, input_shape=(8, 8, 1), alpha=0.25)
     given.save(tmp_path / "given.keras")
@@ -36,7 +49,7 @@ def test_fine_tuning_starts_from_given_weights_freezes_and_takes_every_option(
         "print(*(a.path for a, b in pairs if not np.allclose(a, b, atol=1e-6)))\n"
         "print(model.get_layer('head_dropout').rate, model.get_layer('conv_bn').momentum)"
     )
-    out = without_tfmp(code, tmp_path)
+    out = run_fresh("-c", code, cwd=tmp_path)
     assert out.stdout.split() == ["head/kernel", "head/bias", "0.1", "0.8"], out.stderr
 
 

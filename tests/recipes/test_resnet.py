@@ -1,5 +1,6 @@
 """The whole program, as a user runs it: each run that matters is a process of its own."""
 
+import functools
 import json
 import os
 import pathlib
@@ -9,18 +10,29 @@ import subprocess
 import sys
 import time
 
+import fresh
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfmp import cli, errors, power, training
+from tfmp import cli, errors, models, power, training
+from tfmp.models import resnet as resnets
 from tfmp.recipes import resnet
 
 ROOT = pathlib.Path(__file__).parents[2]
 TEST_DATA = pathlib.Path(os.environ.get("TFMP_TEST_DATA", ROOT.parent / "shared" / "data"))
 QUICK = ["--epochs=2", "--warmup_epochs=1", "--policy=float32", "--batch_size=256"]
 QUICK += ["--measure_inference=false"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def narrow():
+    """In this process resnet_small has one narrow block a stage; other programs have it whole."""
+    with pytest.MonkeyPatch.context() as patch:
+        build = functools.partial(resnets.resnet, block="basic", depths=(1, 1), widths=(8, 16))
+        patch.setitem(models.MODELS, "resnet_small", build)
+        yield
 
 
 def run_recipe(*flags, **env):
@@ -170,7 +182,7 @@ def plain(half, tmp_path_factory):
     return workdir
 
 
-def test_the_model_loads_without_tfmp(half, tmp_path, without_tfmp):
+def test_the_model_loads_without_tfmp(half, tmp_path, run_fresh):
     code = (
         "import sys, keras, sklearn.datasets as d, numpy as np;"
         f"model = keras.saving.load_model({str(half / 'model.keras')!r});"
@@ -180,8 +192,7 @@ def test_the_model_loads_without_tfmp(half, tmp_path, without_tfmp):
         "assert logits.dtype == np.float32 and 'tfmp' not in sys.modules;"
         "print((logits.argmax(-1) == digits.target[-360:]).mean())"
     )
-    out = without_tfmp(code, tmp_path)
-    assert out.returncode == 0, out.stderr
+    out = run_fresh("-c", code, cwd=tmp_path)
     accuracy = read_results(half)["final"]["test_accuracy"]
     assert float(out.stdout) == pytest.approx(accuracy, abs=2 / 360)
 
@@ -303,52 +314,36 @@ def test_non_finite_training_ends_with_status_3(tmp_path, capsys):
 
 
 STOPPED = [
-    *["--epochs=2", "--warmup_epochs=1", "--batch_size=32", "--deterministic", "--seed=7"],
-    *["--save_every_steps=5", "--ema=0.9", "--mixup=0.1", "--measure_inference=false"],
+    *["--model=tiny", "--epochs=2", "--warmup_epochs=1", "--batch_size=32", "--deterministic"],
+    *["--save_every_steps=5", "--ema=0.9", "--mixup=0.1", "--seed=7", "--measure_inference=false"],
 ]
-SEVERAL = """
-import json, sys
-from tfmp import cli
-from tfmp.recipes import resnet
-for flags in json.loads(sys.argv[1]):
-    cli.run(resnet.Config, resnet.run, flags)
-"""
-
-
-def stop(words, number, saved, **env):
-    """Sends a signal to a program once a file is there; returns exit status and stderr."""
-    program = subprocess.Popen(
-        [sys.executable, *words],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | env,
-    )
-    deadline = time.monotonic() + 300
-    while not saved.exists() and program.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
-    program.send_signal(number)
-    _, err = program.communicate(timeout=120)
-    return program.returncode, err
+PROGRAMS = ROOT / "tests" / "distribution" / "programs.py"
 
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
     """The folder of the runs `whole` and `parts`, the latter in three processes."""
     folder = tmp_path_factory.mktemp("stopped")
-    whole, parts = ([*STOPPED, f"--workdir={folder / name}"] for name in ("whole", "parts"))
+    flags = {name: [*STOPPED, f"--workdir={folder / name}"] for name in ("whole", "parts")}
+
+    def run_all(*runs, **env):
+        return fresh.run(PROGRAMS, "recipes", json.dumps(runs), env=os.environ | env)
+
     # In the middle of the first epoch of 40 steps, and in that of the second.
-    saved = [folder / "parts" / "checkpoints" / f"ckpt-{step}.index" for step in (25, 55)]
-    words = ["-c", SEVERAL, json.dumps([[*whole, "--compile_cache=true"], parts])]
-    cache = {"XDG_CACHE_HOME": str(folder / "cache"), "TF_XLA_FLAGS": ""}
-    status, err = stop(words, signal.SIGKILL, saved[0], **cache)
-    assert status == -signal.SIGKILL, err
-    words = ["-m", "tfmp.recipes.resnet", *parts, "--resume"]
-    status, err = stop(words, signal.SIGTERM, saved[1])
-    assert status == 75 and "Go on with the same flags and --resume" in err
+    ended = run_all(
+        {"flags": [*flags["whole"], "--compile_cache=true"]},
+        {"flags": flags["parts"], "signal": "SIGKILL", "step": 27},
+        XDG_CACHE_HOME=str(folder / "cache"),
+        TF_XLA_FLAGS="",
+    )
+    assert ended.returncode == -signal.SIGKILL, ended
+    again = [*flags["parts"], "--resume"]
+    ended = run_all({"flags": again, "signal": "SIGTERM", "step": 57})
+    assert ended.stdout.splitlines()[-1] == "[75]", ended
+    assert "Go on with the same flags and --resume" in ended.stderr
     assert not (folder / "parts" / "results.json").exists()
-    ended = run_recipe(*parts, "--resume")
-    assert ended.returncode == 0, ended.stderr
+    ended = run_all({"flags": again})
+    assert ended.stdout.splitlines()[-1] == "[0]", ended
     return folder
 
 
@@ -391,7 +386,7 @@ def test_fashion_mnist_through_tfds(tmp_path, policy):
         pytest.skip("no TFMP_TEST_DATA with fashion_mnist")
     ended = run_recipe(
         f"--policy={policy}",
-        *["--dataset=fashion_mnist", "--epochs=2", "--warmup_epochs=0.2"],
+        *["--dataset=fashion_mnist", "--stem=imagenet", "--epochs=2", "--warmup_epochs=0.2"],
         *["--weight_decay=5e-3", "--label_smoothing=0", "--augmentation=none"],
         f"--manual_dir={source}",
         f"--data_dir={tmp_path / 'tfds'}",

@@ -4,8 +4,6 @@ import os
 import pathlib
 import re
 import signal
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -77,7 +75,7 @@ def test_it_learns_what_no_linear_model_does(trained, flags):
     assert linear_model.LogisticRegression().fit(x, y).score(x, y) < 0.65  # even where it learned
 
 
-def test_the_readme_predicts_without_tfmp_in_a_fresh_process(trained, flags, tmp_path):
+def test_the_readme_predicts_without_tfmp_in_a_fresh_process(trained, flags, tmp_path, run_fresh):
     workdir, results = trained
     table = pathlib.Path(flags[0].removeprefix("--dataset=csv:"))
     rows = table.read_text().splitlines()[1:]
@@ -87,10 +85,7 @@ def test_the_readme_predicts_without_tfmp_in_a_fresh_process(trained, flags, tmp
         (tmp_path / name).write_bytes((workdir / name).read_bytes())
     (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     code += "import sys\nassert 'tfmp' not in sys.modules\nnp.save('outputs.npy', outputs)\n"
-    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    command = [sys.executable, "-c", code]
-    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env)
-    assert ended.returncode == 0, ended.stderr
+    run_fresh("-c", code, cwd=tmp_path)
     outputs = np.load(tmp_path / "outputs.npy")
     assert outputs.shape == (ROWS + 1, 2) and outputs.dtype == np.float32
     assert np.isfinite(outputs).all()

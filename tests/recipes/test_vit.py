@@ -17,7 +17,7 @@ def quick(workdir, *flags):
     return vit.run(cli.parse(vit.Config, [*QUICK, f"--workdir={workdir}", *flags]))
 
 
-def test_every_option_reaches_the_model_and_the_model_loads_without_tfmp(tmp_path, without_tfmp):
+def test_every_option_reaches_the_model_and_the_model_loads_without_tfmp(tmp_path, run_fresh):
     flags = ["--patch_size=2", "--pool=token", "--dropout=0.1", "--stochastic_depth=0.2"]
     flags += ["--augmentation=randaugment", "--mixup=0.2", "--policy=mixed_float16", "--epochs=1"]
     results = quick(tmp_path / "run", *flags, "--fused_layers=true", "--warmup_epochs=0")
@@ -30,7 +30,7 @@ def test_every_option_reaches_the_model_and_the_model_loads_without_tfmp(tmp_pat
         "print(model.get_layer('embedding').bias.shape, model.get_layer('block2_mlp_depth').rate,"
         "model.get_layer('block1_mlp_dropout').rate)"
     )
-    out = without_tfmp(code, tmp_path)
+    out = run_fresh("-c", code, cwd=tmp_path)
     assert out.stdout.split() == ["(17,", "96)", "0.2", "0.1"], out.stderr
 
 

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 import zipfile
 
 import keras
@@ -139,12 +137,10 @@ def run(folder, digits):
 
 
 @pytest.fixture(scope="module")
-def after(files, run):
+def after(files, run, run_fresh):
     """What a fresh process makes of each file, and of the run."""
     paths = {name: str(path) for name, (path, _) in (files | {"run": run}).items()}
-    command = [sys.executable, "-c", CHILD, *paths.values()]
-    ended = subprocess.run(command, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
+    run_fresh("-c", CHILD, *paths.values())
     found = {}
     for name, path in paths.items():
         with np.load(f"{path}-after.npz") as arrays:
