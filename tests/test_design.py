@@ -129,6 +129,18 @@ def test_recipes_follow_the_pattern(name):
     check_program(module, f"python -m tfmp.recipes.{name}")
 
 
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_has_all_that_belongs_to_it(name):
+    """As CONTRIBUTING.md says; what is missing from the wheel no other test would see."""
+    assert (ROOT / "recipes" / name / "README.md").is_file()
+    assert (ROOT / "recipes" / name / "smoke.flags").is_file()
+    assert (ROOT / "tests" / "recipes" / f"test_{name}.py").is_file()
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert settings["data-files"][f"share/tfmp/recipes/{name}"] == [f"recipes/{name}/*.flags"]
+    assert f"\n| `{name}` | " in (ROOT / "README.md").read_text()
+    assert f"`python -m tfmp.recipes.{name}`" in (ROOT / "CHANGELOG.md").read_text()
+
+
 @pytest.mark.parametrize("name", VERBS)
 def test_verbs_follow_the_pattern(name):
     module = importlib.import_module(f"tfmp.commands.{name}")
@@ -168,5 +180,5 @@ def test_a_recipe_without_synthetic_data_is_named_as_such(name):
         assert recipes.default_model(name) == model.default
         assert recipes.large_model(name) in model.metadata["choices"]
     else:
-        with pytest.raises(errors.UserError, match=f"with synthetic data.*{name}"):
+        with pytest.raises(errors.UserError, match=f"on synthetic data.*{name}"):
             recipes.default_model(name)

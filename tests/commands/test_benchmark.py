@@ -282,6 +282,8 @@ def test_slower_than_the_tolerance_is_status_10(monkeypatch, tmp_path, capsys):
         (["--steps=0"], "--steps above 0"),
         (["--tolerance=1"], "--tolerance from 0"),
         (["--recipe=none"], "--recipe out of"),
+        (["tabular", "--model=mlp"], "on synthetic data"),
+        (["text_classifier", "--peer=torch"], "images or gpt"),
         (["--model=none"], "--model=none"),
         (["--compare=/no/file.json"], "Can't read --compare=/no/file.json"),
         (["--compare=a,b,c"], "one or two files"),
@@ -296,6 +298,12 @@ def test_mistakes_are_one_line_and_status_2(flags, said, capsys):
     err = capsys.readouterr().err
     assert ended.value.code == 2
     assert said in err and err.startswith("error: ") and err.count("\n") == 1
+
+
+def test_a_recipe_of_texts_by_its_name_alone():
+    config = benchmark.complete(cli.parse(benchmark.Config, ["text_classifier"]))
+    assert (config.model, config.image_size) == ("encoder_small", None)
+    assert "--dataset=synthetic" in session.flags(config, session._cases(config)[0])
 
 
 def test_verbs(capsys):

@@ -58,9 +58,10 @@ def test_other_ends_are_refused(activation):
 def test_what_is_no_classifier_is_refused(tmp_path):
     inputs = keras.Input((4,))
     two = [layers.Dense(2)(inputs), layers.Dense(3)(inputs)]
-    for outputs in (two, layers.Reshape((2, 2))(inputs)):
+    # The last has logits, but of texts, say.
+    for outputs in (two, layers.Reshape((2, 2))(inputs), two[0]):
         keras.Model(inputs, outputs).save(tmp_path / "m.keras")
-        with pytest.raises(errors.UserError, match="one output"):
+        with pytest.raises(errors.UserError, match=r"classifies images: .* one output"):
             evaluation.load(tmp_path / "m.keras")
 
 

@@ -1,15 +1,21 @@
-"""A recipe as a newcomer starts it."""
+"""A recipe as a newcomer starts it, and as something stops it."""
 
+import contextlib
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
+import keras
 import numpy as np
 import pytest
 from sklearn import datasets
 from sklearn.linear_model import LogisticRegression
+
+from tfmp import errors
+from tfmp.training import loop
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -37,6 +43,36 @@ def with_no_flags(tmp_path):
         return results, workdir
 
     return run
+
+
+class SignalAt(keras.callbacks.Callback):
+    """Sends this process SIGTERM before a step."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.step = step
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if int(self.model.step) == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.fixture
+def stopped_before(monkeypatch):
+    """A function of a step's number: in its context a run in this process is stopped before it."""
+    fit = loop.fit
+
+    @contextlib.contextmanager
+    def context(step):
+        def stopped(*args, extra_callbacks, **kwargs):
+            return fit(*args, extra_callbacks=[SignalAt(step), *extra_callbacks], **kwargs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "fit", stopped)
+            with pytest.raises(errors.StoppedError, match=f"step {step}"):
+                yield
+
+    return context
 
 
 @pytest.fixture(scope="session")

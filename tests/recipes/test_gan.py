@@ -1,8 +1,5 @@
 """The program of the DCGAN: files, exact resume of both optimizers, and what it is good for."""
 
-import os
-import signal
-
 import keras
 import numpy as np
 import pytest
@@ -11,7 +8,7 @@ import tensorflow as tf
 from tfmp import cli, data, errors, files
 from tfmp.metrics.frechet import frechet_distance
 from tfmp.recipes import gan
-from tfmp.training import judge, loop
+from tfmp.training import judge
 
 # 5 steps an epoch; scales that fall in the first, and differ.
 QUICK = ["--epochs=3", "--batch_size=256", "--width=8", "--latent=8", "--deterministic"]
@@ -23,25 +20,10 @@ def run(workdir, *flags):
     return gan.run(cli.parse(gan.Config, [*QUICK, f"--workdir={workdir}", *flags]))
 
 
-class SignalAt(keras.callbacks.Callback):
-    """Sends this process a signal before a step."""
-
-    def on_train_batch_begin(self, batch, logs=None):
-        if int(self.model.step) == 7:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-
-def test_stopped_in_an_epoch_and_resumed_it_is_the_same_run(tmp_path, monkeypatch):
+def test_stopped_in_an_epoch_and_resumed_it_is_the_same_run(tmp_path, stopped_before):
     whole = run(tmp_path / "whole", "--measure_inference=true")
-    fit = loop.fit
-
-    def stopped(*args, extra_callbacks, **kwargs):
-        return fit(*args, extra_callbacks=[SignalAt(), *extra_callbacks], **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "fit", stopped)
-        with pytest.raises(errors.StoppedError, match="step 7"):
-            run(tmp_path / "part")
+    with stopped_before(7):
+        run(tmp_path / "part")
     part = run(tmp_path / "part", "--resume")
     for name in ("final", "best", "loss_scale", "steps"):
         assert whole[name] == part[name], name

@@ -1,9 +1,7 @@
 """The program of tables: numbers of any size in float16, from a CSV file to predictions."""
 
-import os
 import pathlib
 import re
-import signal
 
 import keras
 import numpy as np
@@ -14,7 +12,6 @@ from tfmp import cli, errors
 from tfmp.data import tables
 from tfmp.data.pipeline import in_memory_evaluation
 from tfmp.recipes import tabular
-from tfmp.training import loop
 
 ROOT = pathlib.Path(__file__).parents[2]
 QUICK = ["--measure_inference=false", "--deterministic"]
@@ -94,26 +91,11 @@ def test_the_readme_predicts_without_tfmp_in_a_fresh_process(trained, flags, tmp
     assert results["data"]["class_names"] == ["no", "yes"]
 
 
-class SignalAt(keras.callbacks.Callback):
-    """Sends this process a signal before a step."""
-
-    def on_train_batch_begin(self, batch, logs=None):
-        if int(self.model.step) == 100:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-
-def test_stopped_and_resumed_it_is_the_same_run(trained, flags, tmp_path, monkeypatch):
+def test_stopped_and_resumed_it_is_the_same_run(trained, flags, tmp_path, stopped_before):
     workdir, results = trained
     more = ["--policy=mixed_float16", "--jit_compile=true"]
-    fit = loop.fit
-
-    def stopped(*args, extra_callbacks, **kwargs):
-        return fit(*args, extra_callbacks=[SignalAt(), *extra_callbacks], **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "fit", stopped)
-        with pytest.raises(errors.StoppedError):
-            run(tmp_path / "part", *flags, *more)
+    with stopped_before(100):
+        run(tmp_path / "part", *flags, *more)
     again = run(tmp_path / "part", *flags, *more, "--resume")
     models = [keras.saving.load_model(x / "model.keras") for x in (workdir, tmp_path / "part")]
     for one, other in zip(models[0].get_weights(), models[1].get_weights(), strict=True):

@@ -40,7 +40,7 @@ def test_a_run_and_all_about_it(everything, report_of):
         "resnet on pets, mixed_float16",
         f"Of 300 images of pets {100 * accuracy:.2f} % are classified right (95 % interval",
         "Energy was not measured: no power is read on a CPU.",
-        "Training, to the final accuracy 83.2 s",
+        "Training, all of it 83.2 s",
         "Predictions after which training was the smaller share, in device time 26,758",
         "Peak memory 3.00 GiB",
         "it breaks on float32 0-1; it refuses int4",
@@ -55,6 +55,63 @@ def test_a_run_and_all_about_it(everything, report_of):
         "a/results.json",
     ):
         assert said in page.text, said
+
+
+REGRESSION = {
+    "final": {"loss": 0.4, "test_mae": 43.7, "test_rmse": 55.6, "test_loss": 0.5, "val_rmse": 58.0},
+    "best": {"epoch": 2, "val_rmse": 57.5},
+}
+LOG = """epoch,loss,rmse,val_mae,val_rmse
+0,0.9,70.5,50.5,61.0
+1,0.5,60.5,45.5,57.5
+"""
+
+
+def test_a_regression_is_shown_by_its_own_measures(folder, report_of):
+    one = folder("a", results=samples.trained(**REGRESSION), metrics=LOG)
+    page, written = report_of(one)
+    (said,) = written["summary"]
+    result = "test RMSE 55.6000 after 3 epochs."
+    assert said == f"Trained resnet on pets in mixed_float16 in 83.2\N{NO-BREAK SPACE}s: {result}"
+    for shown in ("Test MAE 43.7000", "Best validation RMSE 57.5000 in epoch 2"):
+        assert shown in page.text, shown
+    assert "ccuracy" not in page.text
+    assert written["numbers"]["a/metrics.csv#/1/val_mae"]["value"] == 45.5  # a curve
+    changed = REGRESSION | {"final": REGRESSION["final"] | {"test_rmse": 54.6}}
+    other = folder("b", results=samples.trained(**changed), metrics=LOG)
+    page, _ = report_of(one, other)
+    assert "Test RMSE \N{MINUS SIGN}1.0000" in page.text and "Validation RMSE" in page.text
+
+
+def test_two_optimizers_have_two_loss_scales(folder, report_of):
+    scales = {"initial": 32768.0, "final": 32768.0, "skipped_steps": 0}
+    scales["discriminator"] = {"final": 8192.0, "skipped_steps": 2}
+    lines = ["epoch,loss,discriminator_loss"] + ["0,0.7,1.3", "1,0.9,1.1"]
+    names = [f"{x}_{y}" for x in ("g", "discriminator") for y in ("loss_scale", "skipped_steps")]
+    more = [",".join(names), "32768,0,8192,2", "32768,0,8192,2"]
+    log = "\n".join(f"{one},{other}" for one, other in zip(lines, more, strict=True))
+    page, _ = report_of(folder("a", results=samples.trained(loss_scale=scales), metrics=log))
+    for shown in (
+        "Skipped steps of the discriminator 2",
+        "The loss scale of the g stayed at 32,768, and no step was skipped.",
+        "Epochs in which the loss scale of the discriminator moved",
+        "Discriminator loss",
+    ):
+        assert shown in page.text, shown
+
+
+@pytest.mark.parametrize(
+    ("final", "said"),
+    [
+        ({"test_frechet": 1.25, "test_classes": 9.5}, "test distance (Frechet) 1.2500"),
+        ({"test_loss": 0.5, "val_strange_score": 2.5}, "validation strange score 2.5"),
+        ({"test_loss": 0.5}, "nothing but losses"),
+    ],
+)
+def test_the_outcome_in_a_sentence(final, said, folder, report_of):
+    found = samples.trained(final=final, best={"epoch": 1, "val_frechet": 1.5})
+    _, written = report_of(folder("a", results=found))
+    assert f": {said} after 3 epochs." in written["summary"][0]
 
 
 def test_what_a_file_has_and_the_report_does_not_know(folder, report_of):

@@ -6,7 +6,8 @@ import pytest
 import tensorflow as tf
 
 from tfmp import errors, loss_scale
-from tfmp.training import TrainingConfig
+from tfmp.data import pipeline
+from tfmp.training import Learner, TrainingConfig, compile_learner, optimizers
 
 
 def fit_steps(classifier, digits, steps, start_step=0):
@@ -158,3 +159,33 @@ def test_the_model_saves_in_plain_keras(make_classifier, digits, tmp_path):
     assert getattr(loaded, "optimizer", None) is None
     images = next(digits.test(8).as_numpy_iterator())[0]
     np.testing.assert_array_equal(loaded(images), classifier.model(images))
+
+
+class Vectors(Learner):
+    """Several numbers of an example, by a loss and metrics of Keras' own."""
+
+    def target_spec(self):
+        return keras.KerasTensor(self.model.output_shape)
+
+    def make_loss(self):
+        return keras.losses.MeanSquaredError(reduction="mean_with_sample_weight")
+
+    def make_metrics(self):
+        names = keras.metrics.MeanAbsoluteError, keras.metrics.RootMeanSquaredError
+        return [make(name=make.__name__) for make in names]
+
+
+@pytest.mark.parametrize("batch_size", [3, 4])  # as many as there are numbers, and more
+def test_padding_does_not_count_where_targets_are_vectors(batch_size):
+    x, y = np.random.default_rng(0).normal(size=(2, 10, 3)).astype("float32")
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3)])
+    learner = Vectors(model)
+    config = TrainingConfig(epochs=1, warmup_epochs=0)
+    compile_learner(learner, optimizers.build(config, model, 10), jit_compile=False)
+    batches = pipeline.in_memory_evaluation(x, y)(batch_size)
+    logs = learner.evaluate(batches, return_dict=True, verbose=0)
+    wrong = model(x).numpy() - y
+    mean = np.mean(wrong**2)
+    expected = {"loss": mean, "RootMeanSquaredError": mean**0.5}
+    expected |= {"MeanAbsoluteError": np.mean(np.abs(wrong))}
+    assert logs == pytest.approx(expected, rel=1e-5)

@@ -38,8 +38,8 @@ def load(path) -> Subject:
         path: A `.keras` file, or the folder of a finished run.
 
     Raises:
-        UserError: There is no such model, it is damaged, it has not one input and one output, or
-            it gives probabilities.
+        UserError: There is no such model, it is damaged, it doesn't classify images, or it gives
+            probabilities.
     """
     path = pathlib.Path(path).expanduser()
     file = path / "model.keras" if path.is_dir() else path
@@ -53,10 +53,12 @@ def load(path) -> Subject:
     model = _read(file)
     # A list of several tensors' shapes, or nothing at all in a subclass, is not for us.
     inputs, outputs = (getattr(model, name, None) for name in ("input_shape", "output_shape"))
-    if not isinstance(inputs, tuple) or not isinstance(outputs, tuple) or len(outputs) != 2:
+    ranks = [len(x) if isinstance(x, tuple) else None for x in (inputs, outputs)]
+    if ranks != [4, 2]:
         raise UserError(
-            "Expected a functional or Sequential model of one input, and one output [batch, "
-            f"classes]. Received: {path}, a {type(model).__name__} of {inputs} and {outputs}."
+            "Expected a functional or Sequential model that classifies images: one input [batch, "
+            "height, width, channels], and one output [batch, classes]. Received: "
+            f"{path}, a {type(model).__name__} of {inputs} and {outputs}."
         )
     model, logits = with_logits(model)
     return Subject(model, path, files.sha256(file), _results(file.parent), logits)

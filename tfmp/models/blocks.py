@@ -39,8 +39,7 @@ class Blocks(parts.Layers):
         self.width = width
         self.depth = depth
         self.heads = heads
-        self.dropout = dropout
-        super().__init__(seed)
+        super().__init__(seed, dropout)
 
     def initial(self, name: str, stddev: float = STDDEV):
         """Normal initial values."""
@@ -62,12 +61,6 @@ class Blocks(parts.Layers):
     def norm(self, x, name: str):
         """LayerNormalization; in float32 inside, under every policy."""
         return layers.LayerNormalization(epsilon=EPSILON, name=name)(x)
-
-    def dropped(self, x, name: str):
-        """Dropout, where there is any."""
-        if not self.dropout:
-            return x
-        return layers.Dropout(self.dropout, seed=self.seed(name), name=name)(x)
 
     def __call__(self, x, *, causal: bool = False, mask=None):
         """All blocks, one behind the other: [batch, tokens, width] to the same.

@@ -1,8 +1,9 @@
-"""What the builders share: checks, normalized images, and seeds by name."""
+"""What the builders share: checks, normalized inputs, and seeds by name."""
 
 import zlib
+from collections.abc import Sequence
 
-from keras import layers
+from keras import layers, ops
 
 from tfmp.errors import UserError
 
@@ -12,6 +13,9 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 GENERIC_MEAN = 0.449
 GENERIC_STD = 0.226
+# A number so many deviations from its column's mean, or more, counts as that many: far outliers and
+# infinities stay within float16's range. Of up to 10,000 numbers none is further off.
+LIMIT = 100.0
 
 
 def check(classes: int, input_shape: tuple[int, int, int]) -> None:
@@ -49,6 +53,22 @@ def normalize(images):
     )(images)
 
 
+def standardize(raw, means: Sequence[float], deviations: Sequence[float]):
+    """Numbers of any size to zero mean and unit deviation, in float32 under every policy.
+
+    NaN becomes 0, and what is more than 100 deviations away counts as 100 away.
+
+    Args:
+        raw: `keras.KerasTensor` [..., columns] float32.
+        means: Of each column.
+        deviations: Of each column, above 0.
+    """
+    # Two layers: one, x * scale + offset, would lose small differences beside a large mean.
+    x = layers.Rescaling(1.0, [-x for x in means], dtype="float32", name="center")(raw)
+    x = layers.Rescaling([1 / x for x in deviations], dtype="float32", name="normalize")(x)
+    return ops.where(ops.isnan(raw), 0.0, ops.clip(x, -LIMIT, LIMIT))
+
+
 def seed_of(seed: int | None, name: str) -> int | None:
     """The seed of the layer `name`; by its name, so that it doesn't shift with the others."""
     return None if seed is None else zlib.crc32(f"{seed}/{name}".encode())
@@ -58,12 +78,21 @@ class Layers:
     """What makes the layers of one network: a builder's subclass has their common settings.
 
     Args:
-        seed: Seed of the whole network, or None.
+        seed: Seed of the whole network, or None: `keras.utils.set_random_seed`'s.
+        dropout: Share of features that `dropped` drops, unless told otherwise.
     """
 
-    def __init__(self, seed: int | None):
+    def __init__(self, seed: int | None, dropout: float = 0.0):
         self._seed = seed
+        self._dropout = dropout
 
     def seed(self, name: str) -> int | None:
         """The seed of the layer `name`."""
         return seed_of(self._seed, name)
+
+    def dropped(self, x, name: str, rate: float | None = None, noise_shape=None):
+        """Dropout, where there is any; of the network's own rate unless another is given."""
+        rate = self._dropout if rate is None else rate
+        if not rate:
+            return x
+        return layers.Dropout(rate, noise_shape=noise_shape, seed=self.seed(name), name=name)(x)

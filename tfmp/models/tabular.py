@@ -23,10 +23,6 @@ from keras import layers, ops
 from tfmp.errors import UserError
 from tfmp.models import parts
 
-# A row's number so many deviations from the mean, or more, counts as that many: far outliers and
-# infinities stay within float16's range. No number of a table of up to 10,000 rows is further off.
-LIMIT = 100.0
-
 
 def build(
     name: str,
@@ -101,8 +97,7 @@ class _Layers(parts.Layers):
 
     def __init__(self, width, dropout, seed):
         self.width = width
-        self._dropout = dropout
-        super().__init__(seed)
+        super().__init__(seed, dropout)
 
     def initial(self, name: str):
         """Uniform within 1/sqrt(fan in), as the paper's code has dense layers and embeddings."""
@@ -113,22 +108,12 @@ class _Layers(parts.Layers):
         kernel = self.initial(name)
         return layers.Dense(units, kernel_initializer=kernel, name=name, **options)(x)
 
-    def dropped(self, x, name: str):
-        """Dropout, where there is any."""
-        if not self._dropout:
-            return x
-        return layers.Dropout(self._dropout, seed=self.seed(name), name=name)(x)
-
 
 def _numbers(raw, means, deviations, with_missing):
     """Normalized numbers, and marks of those that are missing."""
-    missing = ops.isnan(raw)
-    # Two layers: one, x * scale + offset, would lose small differences beside a large mean.
-    x = layers.Rescaling(1.0, [-x for x in means], dtype="float32", name="center")(raw)
-    x = layers.Rescaling([1 / x for x in deviations], dtype="float32", name="normalize")(x)
-    yield ops.where(missing, 0.0, ops.clip(x, -LIMIT, LIMIT))
+    yield parts.standardize(raw, means, deviations)
     if marked := [i for i, marks in enumerate(with_missing) if marks]:
-        yield ops.cast(ops.take(missing, marked, axis=1), "float32")
+        yield ops.cast(ops.take(ops.isnan(raw), marked, axis=1), "float32")
 
 
 def _embedded(make: _Layers, codes, categories, size: int):

@@ -106,7 +106,7 @@ def vit(
         ),
         name="embedding",
     )(x)
-    x = make.dropped(x, "embedding_dropout", dropout)
+    x = make.dropped(x, "embedding_dropout")
     for index in range(1, depth + 1):
         left_out = stochastic_depth * (index - 1) / max(1, depth - 1)
         x = make.branch(x, _attention, f"block{index}_attention", left_out)
@@ -131,8 +131,7 @@ class _Layers(parts.Layers):
     def __init__(self, width, heads, dropout, seed):
         self.width = width
         self.heads = heads
-        self.dropout = dropout
-        super().__init__(seed)
+        super().__init__(seed, dropout)
 
     def initial(self, name: str, mode: str):
         """Glorot's variance where `mode` is "fan_avg", LeCun's where it is "fan_in".
@@ -152,16 +151,10 @@ class _Layers(parts.Layers):
             units, activation, kernel_initializer=self.initial(name, mode), name=name
         )(x)
 
-    def dropped(self, x, name: str, rate: float, noise_shape=None):
-        """Dropout, where there is any."""
-        if not rate:
-            return x
-        return layers.Dropout(rate, noise_shape=noise_shape, seed=self.seed(name), name=name)(x)
-
     def branch(self, x, inside: Callable, name: str, left_out: float):
         """Adds `inside` of the normalized x to x, but for a share of the examples."""
         y = inside(self, self.norm(x, f"{name}_norm"), name)
-        y = self.dropped(y, f"{name}_dropout", self.dropout)
+        y = self.dropped(y, f"{name}_dropout")
         y = self.dropped(y, f"{name}_depth", left_out, noise_shape=(None, 1, 1))
         return layers.Add(name=f"{name}_add")([x, y])
 

@@ -15,6 +15,7 @@ LARGE_MODELS = {
     "image_classifier": "efficientnet_v2_s",
     "unet": "unet",
     "gpt": "gpt2_small",
+    "text_classifier": "encoder_small",
 }
 # Examples in a step there, where an example is more than an image.
 LARGE_BATCHES = {"gpt": 16}
@@ -47,7 +48,8 @@ def default_model(name):
     if name not in LARGE_MODELS:
         known = ", ".join(sorted(LARGE_MODELS))
         raise UserError(
-            f"Expected a recipe with synthetic data, to time its step: {known}. Received: {name!r}."
+            f"Expected a recipe whose step can be timed on synthetic data: {known}. Received: "
+            f"{name!r}."
         )
     return config.model
 

@@ -8,7 +8,6 @@ from tfmp.report.names import measure
 FREE = {"workdir", "model_sha256", "final", "output", "finished", "written", "memory_bytes"}
 # An evaluation's model is a path; a training's or a benchmark's is a setting.
 OF_MODELS = ("evaluation", "robustness")
-CURVES = {"val_accuracy": "Validation accuracy", "loss": "Training loss"}
 MOST_ROWS = 40
 # Of the measures, in the sentence.
 MOST_NAMED = 3
@@ -83,7 +82,9 @@ def _curves(subjects):
     if len(logs) < 2:
         return
     epochs = max(len(log.content) for log in logs.values())
-    for key, name in CURVES.items():
+    known = [key for log in logs.values() if log.content for key in log.content[0]]
+    curves = {x: measure(x).name for x in known if x.startswith("val_") and x != "val_loss"}
+    for key, name in (curves | {"loss": "Training loss"}).items():
         unit = measure(key).unit
         series = tuple(
             Series(label, tuple(log.number(i, key, unit=unit) for i in range(epochs)))

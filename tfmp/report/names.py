@@ -24,6 +24,15 @@ MEASURES = {
     "rmse": Measure("RMSE", "decimal", "in the target's unit; lower is better"),
     "mae": Measure("MAE", "decimal", "in the target's unit; lower is better"),
     "r2": Measure("R2", "decimal", "share of the variance explained; 0 for the mean"),
+    "mean_iou": Measure("Mean IoU", "decimal", "overlap of each class, averaged"),
+    "mean_dice": Measure("Mean Dice", "decimal", "overlap of each class, averaged"),
+    "bits_per_token": Measure("Bits a token", "decimal", "lower is better"),
+    "perplexity": Measure("Perplexity", "decimal", "lower is better; the vocabulary by chance"),
+    "frechet": Measure(
+        "Distance (Frechet)", "decimal", "of generated images from real ones; lower is better"
+    ),
+    "confidence": Measure("Confidence", "share", "mean of the largest probability"),
+    "classes": Measure("Classes", "decimal", "that generated images seem to be of"),
     "nll": Measure("Negative log-likelihood", "decimal", "in nats; lower is better"),
     "brier": Measure("Brier score", "decimal", "0 to 2; lower is better"),
     "ece": Measure(
@@ -56,12 +65,13 @@ def measure(key) -> Measure:
     for prefix, words in PREFIXES.items():
         if key.startswith(prefix):
             inner = measure(key.removeprefix(prefix))
-            # The first word alone has its capital from its place in a sentence.
-            name = (
-                inner.name if inner.name[:2].isupper() else inner.name[0].lower() + inner.name[1:]
-            )
-            return dataclasses.replace(inner, name=words + name)
+            return dataclasses.replace(inner, name=words + within(inner.name))
     words = str(key).replace("_", " ")
     shares = ("accuracy", "error", "share", "auroc", "ece")
     unit = "share" if str(key).endswith(shares) else "number"
     return Measure(words[:1].upper() + words[1:], unit)
+
+
+def within(name) -> str:
+    """A measure's name within a sentence: without its capital, but for an abbreviation's."""
+    return name if name[:2].isupper() else name[0].lower() + name[1:]

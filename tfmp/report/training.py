@@ -3,14 +3,7 @@
 import math
 
 from tfmp.report.blocks import Card, Cards, Lines, Note, Section, Series, Table
-from tfmp.report.names import measure
-
-CURVES = {
-    "Accuracy": ("accuracy", "val_accuracy"),
-    "Loss": ("loss", "val_loss"),
-    "Learning rate": ("learning_rate",),
-    "Loss scale": ("loss_scale",),
-}
+from tfmp.report.names import measure, within
 
 
 def title(source):
@@ -20,18 +13,14 @@ def title(source):
 
 def summary(source, _):
     """The outcome in a sentence."""
-    final, seconds = source.branch("final"), source.number("cost", "seconds", unit="seconds")
-    name = next((x for x in ("test_accuracy", "val_accuracy") if x in final), None)
+    seconds = source.number("cost", "seconds", unit="seconds")
+    outcome = [(within(name), " ", number) for name, number in _outcomes(source) if number][:1]
     parts = (
         f"Trained {source.text('name')} on {source.text('data', 'name')} in "
         f"{source.text('policy')}",
         *((" in ", seconds) if seconds else ()),
         ": ",
-        *(
-            (measure(name).name.lower(), " ", source.share("final", name))
-            if name
-            else ("without an accuracy",)
-        ),
+        *(outcome[0] if outcome else ("nothing but losses",)),
         " after ",
         source.count("epochs"),
         " epochs.",
@@ -39,16 +28,36 @@ def summary(source, _):
     return [Note(parts)]
 
 
+def _outcomes(source, prefix="test_"):
+    """(name, number) of each measure on the test examples; without any, on the validation examples.
+
+    First what the run went by in choosing its best epoch. The loss is none of them.
+    """
+    final = source.branch("final")
+    keys = [key for key in final if key.startswith(prefix) and key != f"{prefix}loss"]
+    if not keys:
+        return _outcomes(source, "val_") if prefix == "test_" else []
+    chosen = {prefix + key.removeprefix("val_") for key in source.branch("best")}
+    keys.sort(key=lambda key: key not in chosen)
+    return [(measure(key).name, _final(source, key)) for key in keys]
+
+
+def _final(source, key):
+    return source.number("final", key, unit=measure(key).unit)
+
+
 def headlines(source):
     """What is compared with other runs: (name, number) by a key that only the same has."""
     data = source.text("data", "name")
-    found: dict = {}
-    for key in ("test_accuracy", "test_loss", "val_accuracy", "val_loss"):
-        shown = measure(key)
-        found["final", key, data, str(source.at("data", "sizes"))] = (
-            shown.name,
-            source.number("final", key, unit=shown.unit),
+    keys = [key for key in source.branch("final") if key.startswith(("test_", "val_"))]
+    keys.sort(key=lambda key: (key.startswith("val_"), key.endswith("_loss")))
+    found: dict = {
+        ("final", key, data, str(source.at("data", "sizes"))): (
+            measure(key).name,
+            _final(source, key),
         )
+        for key in keys
+    }
     for place, (name, unit) in (AMOUNTS | SPEEDS).items():
         found[place] = name, source.number(*place, unit=unit)
     return found
@@ -58,8 +67,8 @@ def headlines(source):
 AMOUNTS = {
     ("cost", "seconds_per_epoch"): ("Training steps of an epoch", "seconds"),
     ("cost", "joules_per_epoch"): ("Energy of an epoch's steps", "joules"),
-    ("cost", "seconds"): ("Training, to the final accuracy", "seconds"),
-    ("cost", "joules"): ("Energy, to the final accuracy", "joules"),
+    ("cost", "seconds"): ("Training, all of it", "seconds"),
+    ("cost", "joules"): ("Energy, all of it", "joules"),
     ("cost", "device_hours"): ("Device hours", "hours"),
     ("cost", "price"): ("Price of training", "price"),
 }
@@ -88,18 +97,18 @@ def sections(source, others):
 
 def _cards(source):
     skipped = source.count("loss_scale", "skipped_steps")
-    test = source.share("final", "test_accuracy")
-    best = source.share("best", "val_accuracy")
     memory = source.number("peak_memory_bytes", unit="bytes")
+    best = [key for key in source.branch("best") if key.startswith("val_")]
     cards = [
-        Card("Test accuracy", test) if test else None,
-        Card(
-            "Best validation accuracy",
-            best,
-            ("in epoch ", source.count("best", "epoch")),
-        )
-        if best
-        else None,
+        *(Card(name, number) for name, number in _outcomes(source) if number),
+        *(
+            Card(
+                f"Best {within(measure(key).name)}",
+                source.number("best", key, unit=measure(key).unit),
+                ("in epoch ", source.count("best", "epoch")),
+            )
+            for key in best
+        ),
         Card(
             "Training took",
             source.number("cost", "seconds", unit="seconds"),
@@ -112,6 +121,11 @@ def _cards(source):
         ),
         Card("Peak memory", memory, "" if memory else "not measured on this device"),
         Card("Skipped steps", skipped, ("of ", source.count("steps"))),
+        *(
+            Card(f"Skipped steps of the {name}", source.count("loss_scale", name, "skipped_steps"))
+            for name, further in source.branch("loss_scale").items()
+            if isinstance(further, dict)
+        ),
     ]
     return Cards(tuple(card for card in cards if card))
 
@@ -137,19 +151,37 @@ def _in_force(source):
 
 def _curves(log):
     epochs = tuple(_epoch(row, index) for index, row in enumerate(log.content))
-    for name, keys in CURVES.items():
+    known = log.content[0] if log.content else {}
+    validated = [key.removeprefix("val_") for key in known if key.startswith("val_")]
+    losses = [key for key in known if key.endswith("_loss") and not key.startswith("val_")]
+    scales = tuple(key for key in known if key.endswith("loss_scale"))
+    curves: dict[str, tuple[str, ...]] = {
+        **{measure(key).name: (key, f"val_{key}") for key in validated if key != "loss"},
+        "Loss": ("loss", "val_loss"),
+        **{measure(key).name: (key,) for key in losses},
+        "Learning rate": ("learning_rate",),
+        "Loss scale": scales,
+    }
+    for name, keys in curves.items():
         series = [
             Series(
-                "validation" if key.startswith("val_") else "training",
+                _label(key),
                 tuple(log.number(i, key, unit=measure(key).unit) for i in range(len(epochs))),
             )
             for key in keys
         ]
         series = [one for one in series if any(one.values)]
         # A scale that never moves is said in words.
-        moves = len({x and x.value for one in series for x in one.values}) > 1
+        moves = any(len({x and x.value for x in one.values}) > 1 for one in series)
         if series and (moves or name != "Loss scale"):
             yield Lines(name, "epoch", epochs, tuple(series), log=name == "Loss scale")
+
+
+def _label(key):
+    """What a curve is of: a part of the data, or an optimizer where there are several."""
+    if key.endswith("_loss_scale"):
+        return key.removesuffix("_loss_scale")
+    return "validation" if key.startswith("val_") else "training"
 
 
 def _epoch(row, index):
@@ -159,22 +191,33 @@ def _epoch(row, index):
 
 
 def _loss_scale(source, log):
-    """The epochs in which it moved or steps were skipped."""
-    final = source.count("loss_scale", "final")
-    rows, before = [], {"loss_scale": source.at("loss_scale", "initial"), "skipped_steps": 0}
+    """The epochs in which it moved or steps were skipped, of each optimizer."""
+    known = log.content[0] if log.content else {}
+    for scale in [key for key in known if key.endswith("loss_scale")] or ["loss_scale"]:
+        yield _one_loss_scale(source, log, scale.removesuffix("loss_scale"))
+
+
+def _one_loss_scale(source, log, prefix):
+    """The block of the optimizer whose columns begin with `prefix`; of a single one "" does."""
+    scale, skipped = f"{prefix}loss_scale", f"{prefix}skipped_steps"
+    rows, before = [], {scale: source.at("loss_scale", "initial"), skipped: 0}
     for index, row in enumerate(log.content):
         now = {key: row.get(key) for key in before}
         if None not in now.values() and now != before:
             numbers = [log.count(index, key) for key in before]
             rows.append((f"{_epoch(row, index):.0f}", *numbers))
             before = now
+    whose = f" of the {prefix.strip('_')}" if prefix else ""
     if rows:
         columns = ("Epoch", "Loss scale at its end", "Skipped steps so far")
-        yield Table("Epochs in which the loss scale moved", columns, tuple(rows), shown=20)
-    elif source.at("loss_scale", "initial") == 1.0:
-        yield Note("No loss scale was in force.")
-    else:
-        yield Note(("The loss scale stayed at ", final, ", and no step was skipped."))
+        title = f"Epochs in which the loss scale{whose} moved"
+        return Table(title, columns, tuple(rows), shown=20)
+    if source.at("loss_scale", "initial") == 1.0:
+        return Note(f"No loss scale{whose} was in force.")
+    final = (
+        log.count(len(log.content) - 1, scale) if prefix else source.count("loss_scale", "final")
+    )
+    return Note((f"The loss scale{whose} stayed at ", final, ", and no step was skipped."))
 
 
 def _cost(source):

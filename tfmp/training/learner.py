@@ -78,7 +78,8 @@ class Learner(keras.Model):
     def make_loss(self):
         """The Keras loss, a weighted mean; by default the cross entropy of integer labels.
 
-        None where the step is the learner's own.
+        Of outputs [batch, ..., n] it has a value for each [batch, ...], as Keras' own: weights of
+        padding have that shape. None where the step is the learner's own.
         """
         return keras.losses.SparseCategoricalCrossentropy(
             from_logits=True, reduction="mean_with_sample_weight"
@@ -103,11 +104,12 @@ class Learner(keras.Model):
     def test_step(self, data):
         """Running means over the evaluated examples; padding has the weight 0."""
         features, labels, weights = data
-        # Of each value to predict, such as a pixel's or a token's class.
-        weights = tf.reshape(weights, [-1] + [1] * (len(labels.shape) - 1))
-        weights = tf.broadcast_to(weights, tf.shape(labels))
         targets = self.targets(labels)
         outputs = self(features, training=False)
+        # Of each vector of outputs, such as a pixel's logits: for Keras' losses and metrics the
+        # last axis is one value's, whether the targets are integers or have that axis, too.
+        weights = tf.reshape(weights, [-1] + [1] * (len(outputs.shape) - 2))
+        weights = tf.broadcast_to(weights, tf.shape(outputs)[:-1])
         loss = self.compute_loss(features, targets, outputs, weights, training=False)
         # Keras' own step would weight the loss by the padded size of the batch.
         self._loss_tracker.update_state(loss, sample_weight=tf.reduce_sum(weights))

@@ -59,8 +59,8 @@ class Config:
     )
     batch_sizes: tuple[int, ...] = cli.flag(
         (),
-        "Examples in a step, one or more; none given: 32 on a CPU, else 128,256 (of text 8,16), "
-        "or 32,64 (of text 2,4) where the device has less than 30 GB.",
+        "Examples in a step, one or more; none given: 32 on a CPU, else 128,256 (of gpt 8,16), "
+        "or 32,64 (of gpt 2,4) where the device has less than 30 GB.",
         group="Work",
     )
 

@@ -7,6 +7,7 @@ is marked invalid.
 
 Examples:
     python -m tfmp benchmark --output=before.json
+    python -m tfmp benchmark text_classifier --batch_sizes=64
     python -m tfmp benchmark --compare=before.json
     python -m tfmp benchmark --compare=before.json,after.json
     python -m tfmp benchmark --peer=torch --peer_python=PATH --batch_sizes=128,256
@@ -45,7 +46,7 @@ CHOICES = {
 class Config:
     """What to measure; every combination of the lists is a row."""
 
-    recipe: str = cli.flag("resnet", "A module of tfmp.recipes.", group="Work")
+    recipe: str = cli.flag("resnet", "A module of tfmp.recipes.", group="Work", positional=True)
     model: str | None = cli.flag(
         None, "A --model of the recipe; none: its one for GPUs, such as resnet50.", group="Work"
     )
@@ -185,7 +186,8 @@ def complete(config):
     """A `Config` with what the recipe decides of what was left open.
 
     Raises:
-        UserError: No such recipe, or one without images that was given their size.
+        UserError: No such recipe, one without synthetic data that was given no other, one without
+            images that was given their size, or one that the peer doesn't have.
     """
     if config.recipe not in recipes.names():
         known = ", ".join(recipes.names())
@@ -195,6 +197,13 @@ def complete(config):
         raise UserError(
             f"Expected no --image_size, since {config.recipe} takes no images. "
             f"Received: {config.image_size}."
+        )
+    if config.dataset == "synthetic":
+        recipes.default_model(config.recipe)
+    if config.peer != "none" and not images and config.recipe != "gpt":
+        raise UserError(
+            f"Expected a recipe of images or gpt with --peer={config.peer}, which has no other. "
+            f"Received: {config.recipe}."
         )
     return dataclasses.replace(
         config,
