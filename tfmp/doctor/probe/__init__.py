@@ -1,0 +1,101 @@
+"""Runs a model on a batch in float32 and in its policy, layer by layer, forward and backward.
+
+Each layer is judged alone: with the inputs that it had in the model's own precision it is run again
+in float32, so a fault is seen in the layer where it arises. A layer that fails computes in float32
+from then on, so that those behind it are fed as they should be, and are judged too.
+"""
+
+import keras
+
+from tfmp import loss_scale
+from tfmp.doctor.probe.batch import Batch, draw, labels_for, tensors
+from tfmp.doctor.probe.faults import backward_faults, forward_faults, spans
+from tfmp.doctor.probe.step import Step, take, unchanged
+from tfmp.doctor.probe.underflow import finite, fitting_scale, underflows
+from tfmp.doctor.probe.values import Fault, Probe, Span, Underflow
+from tfmp.doctor.subject import Subject
+
+__all__ = ["Fault", "Probe", "Span", "Underflow", "probe"]
+
+# How often layers that failed are put in float32 to see what is behind them.
+ROUNDS = 4
+
+
+def probe(subject: Subject, inputs=None, labels=None) -> Probe | None:
+    """Runs a model on a batch; its variables are afterwards as they were before.
+
+    Args:
+        subject: The model.
+        inputs: A batch as the model takes it; None: drawn from the inputs that the model declares.
+        labels: Its labels; None: random ones where the loss is known, else gradients are those of
+            a sum of the outputs with random signs.
+
+    Returns:
+        What it found; None where there are no inputs and the model declares none.
+    """
+    drawn = inputs is None
+    inputs = draw(subject.model) if drawn else tensors(inputs)
+    if inputs is None:
+        return None
+    if not subject.model.built:
+        subject.model(inputs)
+    with unchanged(subject) as restore:
+        batch = _batch(subject, inputs, labels, drawn)
+
+        def run(**how) -> Step:
+            restore()
+            return take(subject, batch, **how)
+
+        step, faults, kept = _rounds(run, forward_faults, 1.0, frozenset())
+        reach = spans(step)
+        if not finite(step):
+            step, found, kept = _rounds(run, backward_faults, 1.0, kept)
+            faults += found
+        unscaled = step
+        wanted = _wanted_scale(subject) if step.scaled else None
+        scale = 1.0 if finite(step) else None
+        scaled = None
+        if wanted and scale:
+            scale = fitting_scale(step, wanted)
+            while not finite(scaled := run(scale=scale, kept=kept)) and scale > 1:
+                scale /= 4
+        if scale:
+            faults += [fault for _, fault in backward_faults(scaled or unscaled, kept)]
+        lost = underflows(subject, run(full=True), unscaled, scaled, scale or 1.0)
+    return Probe(drawn, tuple(faults), reach, lost, scale, wanted)
+
+
+def _rounds(run, find, scale, kept):
+    """Steps and their faults, the layers at fault in float32 from one to the next."""
+    faults = []
+    for _ in range(ROUNDS):
+        step = run(scale=scale, kept=kept)
+        found = find(step, kept)
+        faults += [fault for _, fault in found]
+        kept |= {call.operation for call, _ in found}
+        if not found:
+            break
+    return step, faults, kept
+
+
+def _wanted_scale(subject) -> float | None:
+    """The scale on the loss in training; None where nothing scales it."""
+    scaling = [x for _, x in subject.optimizers if isinstance(x, keras.optimizers.LossScaleOptimizer)]
+    if scaling:
+        return float(loss_scale.optimizer.scale(scaling[0]))
+    # As `compile` will do.
+    automatic = not subject.optimizers and subject.model.dtype_policy.name == "mixed_float16"
+    return 2.0**15 if automatic else None
+
+
+def _batch(subject, inputs, labels, drawn) -> Batch:
+    model = subject.model
+    plain = type(model).train_step is keras.Model.train_step
+    given = subject.loss is not getattr(model, "loss", None)
+    own = given or (model.compiled and all(x is not model.optimizer for _, x in subject.optimizers))
+    if labels is not None:
+        return Batch(inputs, tensors(labels), drawn, own)
+    single = subject.loss is not None and not isinstance(subject.loss, dict | list | tuple)
+    if plain and not own and model.compiled and single:
+        labels = labels_for(subject.loss, model(inputs))
+    return Batch(inputs, labels, drawn, own or (plain and labels is None))

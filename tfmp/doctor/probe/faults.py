@@ -1,0 +1,147 @@
+"""Judges the calls of a step: which layers compute something else in half than in float32."""
+
+import collections
+from collections.abc import Iterator
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfmp.doctor.probe import compare
+from tfmp.doctor.probe.recording import Call, computes, half_of
+from tfmp.doctor.probe.replay import (
+    ReplayError,
+    given_to,
+    recorded,
+    replay,
+    upstream_of,
+    weights_of,
+)
+from tfmp.doctor.probe.step import Step
+from tfmp.doctor.probe.values import Fault, Span
+
+# Of a layer called more often than this (a cell, at each step) some calls are looked at.
+CALLS = 4
+
+
+def forward_faults(step: Step, kept=frozenset(), sound=frozenset()) -> list[tuple[Call, Fault]]:
+    """Faults in what layers give, each with its call, one a layer.
+
+    Args:
+        step: A step in the model's own precision.
+        kept: Operations to leave out.
+        sound: Numbers of calls, in the order in which they ended, that are known to be right.
+    """
+    return list(_faults(step, "forward", kept))
+
+
+def backward_faults(step: Step, kept=frozenset()) -> list[tuple[Call, Fault]]:
+    """Faults in the gradients that layers pass on, or in those of their weights."""
+    return list(_faults(step, "backward", kept))
+
+
+def _faults(step, direction, kept):
+    for calls in _by_operation(step, kept).values():
+        for call in _some(calls):
+            fault = _judge(call, step, direction, alone=len(calls) == 1)
+            if fault:
+                yield call, fault
+                break
+
+
+def _by_operation(step, kept) -> dict[int, list[Call]]:
+    found = collections.defaultdict(list)
+    for outermost in step.calls:
+        for call in outermost.everything():
+            if half_of(call) and computes(call) and call.operation not in kept:
+                found[id(call.operation)].append(call)
+    return found
+
+
+def _some(calls) -> Iterator[Call]:
+    if len(calls) <= CALLS:
+        return iter(calls)
+    broken = [x for x in calls if not all(map(compare.finite, x.results()))]
+    return iter([calls[0], calls[len(calls) // 2], calls[-1], *broken[:1]])
+
+
+def _judge(call, step, direction, alone) -> Fault | None:
+    forward = direction == "forward"
+    upstream = [x for x in upstream_of(call) if x is not None]
+    fed = given_to(call) + ([] if forward else upstream)
+    if not all(map(compare.finite, fed)) or (not forward and not upstream):
+        return None
+    gradients = step.gradients if alone else {}
+    dtype = half_of(call)
+    try:
+        values = (
+            recorded(call, gradients),
+            replay(call),
+            replay(call, moved=2 * compare.epsilon(dtype)),
+        )
+        pairs = [x.results if forward else [*x.passed, *x.weights] for x in values]
+        wrong = _differences(pairs, dtype, forward)
+        if not wrong:
+            return None
+        again = replay(call, full=False)
+    except ReplayError:
+        return None
+    repeated = again.results if forward else [*again.passed, *again.weights]
+    # A layer that draws random numbers by itself, or whose weights are used elsewhere, too, does
+    # other things when it is replayed.
+    wrong = [(i, x) for i, x in wrong if _same(pairs[0][i], repeated[i])]
+    if not wrong:
+        return None
+    index, difference = wrong[0]
+    operation = again.operations[0 if forward else 1]
+    return Fault(
+        layer=call.path,
+        is_layer=isinstance(call.operation, keras.Layer),
+        direction=direction,
+        kind=difference.kind,
+        dtype=dtype,
+        operation=operation,
+        inner=operation is not None and difference.error is not None,
+        error=difference.error,
+        explained=difference.explained,
+        largest_input=compare.largest(fed),
+        largest_output=compare.largest([pairs[1][index]]),
+    )
+
+
+def _differences(pairs, dtype, forward):
+    found = []
+    for index, (half, full, moved) in enumerate(zip(*pairs, strict=True)):
+        if half is None or full is None or moved is None:
+            continue
+        difference = compare.compare(half, full, moved, dtype, explained_harms=forward)
+        if difference:
+            found.append((index, difference))
+    # The worst first: what isn't finite.
+    return sorted(found, key=lambda x: x[1].error is not None)
+
+
+def _same(one, other) -> bool:
+    """Whether two tensors are the same numbers, but for the order of sums."""
+    if one is None or other is None:
+        return False
+    one, other = compare.array(one), compare.array(other)
+    with np.errstate(invalid="ignore"):
+        close = np.abs(one - other) <= 0.05 * np.max(np.abs(one), initial=0, where=np.isfinite(one))
+    return bool(np.mean(close | (one == other) | (np.isnan(one) & np.isnan(other))) > 0.99)
+
+
+def spans(step: Step) -> tuple[Span, ...]:
+    """How far the float outputs of each layer reach, layers that only pass on left out."""
+    found: dict[str | None, Span] = {}
+    for outermost in step.calls:
+        for call in outermost.everything():
+            outputs = call.results()
+            if not outputs or not computes(call):
+                continue
+            largest = compare.largest(outputs)
+            dtype = half_of(call) or outputs[0].dtype.name
+            room = float(np.log2(float(tf.as_dtype(dtype).max) / largest)) if largest else None
+            if call.path not in found or largest > found[call.path].largest:
+                found[call.path] = Span(call.path, dtype, largest, room)
+    return tuple(found.values())

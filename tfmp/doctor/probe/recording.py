@@ -1,0 +1,310 @@
+"""What each layer of a model was given, gave and passed back, recorded while the model runs eagerly.
+
+A `Call` is one call of a layer. It can be replayed alone: with the inputs it had, while the layers
+that it called give what they gave. So a fault is seen where it arises and not where it arrives.
+"""
+
+import contextlib
+import dataclasses
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras.src.backend import AutocastScope
+from keras.src.backend.tensorflow import random as keras_random  # what layers draw from
+from keras.src.ops.operation import Operation
+
+from tfmp.doctor.subject import Subject, _is_closed, is_graph
+from tfmp.policies.choice import HALF
+
+
+@dataclasses.dataclass(eq=False)
+class Call:
+    """One call of a layer, or of an operation of a functional model.
+
+    Attributes:
+        operation: The layer or operation.
+        path: The layer's, as in `subject.parts`; an operation's name has that of the layer around it
+            in front. None: the model.
+        args: Positional arguments as they came, before the layer cast them.
+        kwargs: Those by name, and `training` and `mask` as the layer got them.
+        outputs: What it returned.
+        children: The calls made within it, in their order.
+        seeds: What it drew from its seed generators.
+        state: (variable, value before the call) of what a call may change.
+        given: The gradients that came to its float outputs, by their number.
+        passed: The gradients that it gave for its float inputs, by their number.
+    """
+
+    operation: Operation
+    path: str | None
+    args: tuple = ()
+    kwargs: dict = dataclasses.field(default_factory=dict)
+    outputs: Any = None
+    children: list["Call"] = dataclasses.field(default_factory=list)
+    seeds: list = dataclasses.field(default_factory=list)
+    state: list = dataclasses.field(default_factory=list)
+    given: dict[int, tf.Tensor] = dataclasses.field(default_factory=dict)
+    passed: dict[int, tf.Tensor] = dataclasses.field(default_factory=dict)
+
+    def inputs(self) -> list[tf.Tensor]:
+        """Its float inputs, flat."""
+        return floats((self.args, self.kwargs))
+
+    def results(self) -> list[tf.Tensor]:
+        """Its float outputs, flat."""
+        return floats(self.outputs)
+
+    def everything(self) -> list["Call"]:
+        """This call and all below it, in the order in which they ended."""
+        return [x for child in self.children for x in child.everything()] + [self]
+
+
+def is_eager(value) -> bool:
+    """Whether a value is a tensor with a value."""
+    return isinstance(value, tf.Tensor) and hasattr(value, "_numpy")
+
+
+def is_float(value) -> bool:
+    """Whether a value is an eager float tensor."""
+    return is_eager(value) and value.dtype.is_floating
+
+
+def floats(values) -> list[tf.Tensor]:
+    """The eager float tensors among nested values, flat."""
+    return [x for x in keras.tree.flatten(values) if is_float(x)]
+
+
+def cast(values, dtype: str, only=HALF):
+    """Nested values with the float tensors of some dtypes cast, masks kept."""
+
+    def one(value):
+        if not is_float(value) or value.dtype.name not in only:
+            return value
+        return with_mask_of(value, tf.cast(value, dtype))
+
+    return keras.tree.map_structure(one, values)
+
+
+def opens(operation: Operation) -> bool:
+    """Whether the layers within a layer are looked at one by one."""
+    return isinstance(operation, keras.Layer) and not _is_closed(operation)
+
+
+def computes(call: Call) -> bool:
+    """Whether a call computes anything itself, beside what the calls within it do."""
+    return not (isinstance(call.operation, keras.Layer) and is_graph(call.operation))
+
+
+class Recorder:
+    """Records the calls made within `recording()`.
+
+    Args:
+        subject: The model and its layers' paths.
+        kept: Layers and operations that compute in float32, whatever their policy; what they give
+            is brought into the range of their own dtype, so that what follows is fed as well as
+            it can be.
+
+    Attributes:
+        calls: The outermost calls, in their order.
+    """
+
+    def __init__(self, subject: Subject, kept: frozenset[Operation] = frozenset()):
+        self.calls: list[Call] = []
+        self._root = subject.model
+        self._paths = {id(part.layer): part.path for part in subject.parts}
+        self._kept = kept
+        self._stack: list[Call] = []
+
+    @contextlib.contextmanager
+    def recording(self):
+        """Layers called within are recorded; functions that TensorFlow would compile run eagerly."""
+        with patched(self._on_layer, self._on_operation, self._on_seed):
+            yield self
+
+    def _closed(self, values):
+        inside = self._stack and not opens(self._stack[-1].operation)
+        return inside or tf.inside_function() or not all_eager(values)
+
+    def _on_layer(self, original, layer, args, kwargs):
+        if self._closed((args, kwargs)):
+            return original(layer, *args, **kwargs)
+        return self._record(original, layer, args, kwargs)
+
+    def _on_operation(self, original, operation, args, kwargs):
+        if isinstance(operation, keras.Layer):
+            # The call of a layer comes by here with what it got from around it.
+            if self._stack and self._stack[-1].operation is operation:
+                context = {k: kwargs[k] for k in ("training", "mask") if k in kwargs}
+                self._stack[-1].kwargs.update(context)
+            return original(operation, *args, **kwargs)
+        if not self._stack or self._closed((args, kwargs)):
+            return original(operation, *args, **kwargs)
+        return self._record(original, operation, args, kwargs)
+
+    def _record(self, original, operation, args, kwargs):
+        call = Call(operation, self._path(operation))
+        call.args, given = _tap((args, kwargs), call.passed)
+        call.kwargs = dict(given)
+        call.state = [(v, tf.identity(v.value)) for v in _changing(operation)]
+        parent = self._stack[-1] if self._stack else None
+        (parent.children if parent else self.calls).append(call)
+        self._stack.append(call)
+        try:
+            if operation in self._kept:
+                outputs = self._in_float32(original, call, given)
+            else:
+                outputs = original(operation, *call.args, **given)
+        finally:
+            self._stack.pop()
+        call.outputs = outputs
+        outputs = _tap(outputs, call.given)
+        if parent and parent.operation in self._kept:
+            outputs = cast(outputs, "float32")
+        return outputs
+
+    def _in_float32(self, original, call, kwargs):
+        own = half_of(call)
+        args, kwargs = cast((call.args, kwargs), "float32")
+        with float32(call.operation):
+            outputs = original(call.operation, *args, **kwargs)
+        most = float(tf.as_dtype(own).max)
+
+        def one(x):
+            within = tf.cast(tf.clip_by_value(x, -most, most), own) if is_float(x) else x
+            return with_mask_of(x, within)
+
+        return keras.tree.map_structure(one, outputs)
+
+    def _path(self, operation):
+        if operation is self._root:
+            return None
+        around = self._stack[-1].path if self._stack else None
+        own = "/".join(filter(None, (around, operation.name)))
+        return self._paths.get(id(operation), own)
+
+    def _on_seed(self, original, seed):
+        drawn = original(seed)
+        if self._stack:
+            self._stack[-1].seeds.append(drawn)
+        return drawn
+
+
+def half_of(call: Call) -> str | None:
+    """The half dtype that a call computes in, takes or gives; None: none of them."""
+    layer = call.operation
+    own = [layer.compute_dtype] if isinstance(layer, keras.Layer) else []
+    seen = [x.dtype.name for x in [*call.inputs(), *call.results()]]
+    return next((dtype for dtype in [*own, *seen] if dtype in HALF), None)
+
+
+@contextlib.contextmanager
+def float32(operation: Operation):
+    """A layer computes in float32 within, and so does what a layer of Keras' own made for itself."""
+    layers = []
+    if isinstance(operation, keras.Layer):
+        layers = [operation] if opens(operation) else operation._flatten_layers()
+    with all_float32(layers):
+        yield
+
+
+@contextlib.contextmanager
+def all_float32(layers):
+    """Layers that compute in half compute in float32 within; half weights are cast."""
+    before = [(x, x._dtype_policy) for x in layers if x.compute_dtype in HALF]
+    for layer, _ in before:
+        layer._dtype_policy = keras.DTypePolicy("float32")
+    try:
+        with AutocastScope("float32"):
+            yield
+    finally:
+        for layer, policy in before:
+            layer._dtype_policy = policy
+
+
+def _changing(operation):
+    """Variables that a call may change: not those of layers within, which are on their own."""
+    if not isinstance(operation, keras.Layer):
+        return []
+    if not opens(operation):
+        return operation.non_trainable_variables
+    return operation._non_trainable_variables
+
+
+def all_eager(values):
+    return not any(
+        isinstance(x, keras.KerasTensor) or (tf.is_tensor(x) and not is_eager(x))
+        for x in keras.tree.flatten(values)
+        if not isinstance(x, (tf.RaggedTensor, tf.SparseTensor))
+    )
+
+
+def with_mask_of(old, new):
+    mask = getattr(old, "_keras_mask", None)
+    if mask is not None:
+        new._keras_mask = mask
+    return new
+
+
+def _tap(values, store):
+    """The same values, whose gradients are put in `store` as they come back."""
+    number = iter(range(1 << 30))
+
+    def one(value):
+        if not is_float(value):
+            return value
+        key = next(number)
+
+        @tf.custom_gradient
+        def identity(x):
+            def backward(upstream):
+                store.setdefault(key, tf.convert_to_tensor(upstream))
+                return upstream
+
+            return tf.identity(x), backward
+
+        return with_mask_of(value, identity(value))
+
+    return keras.tree.map_structure(one, values)
+
+
+@contextlib.contextmanager
+def patched(on_layer, on_operation, on_seed):
+    """Calls of layers, of operations and of random numbers go through these functions.
+
+    Random numbers are drawn in float32 and cast, so that both precisions get the same.
+    """
+    layer_call, operation_call = keras.Layer.__call__, Operation.__call__
+    names = ("draw_seed", "dropout", "normal", "truncated_normal", "uniform")
+    drawing = {name: getattr(keras_random, name) for name in names}
+
+    def in_float32(draw):
+        def drawn(*args, dtype=None, **kwargs):
+            return tf.cast(draw(*args, dtype="float32", **kwargs), dtype or keras.config.floatx())
+
+        return drawn
+
+    def dropout(inputs, rate, noise_shape=None, seed=None):
+        if inputs.dtype.name not in HALF:
+            return drawing["dropout"](inputs, rate, noise_shape, seed)
+        ones = tf.ones(tf.shape(inputs), "float32")
+        kept = drawing["dropout"](ones, rate, noise_shape, seed)
+        return inputs * tf.cast(kept, inputs.dtype)
+
+    keras.Layer.__call__ = lambda self, *args, **kwargs: on_layer(layer_call, self, args, kwargs)
+    Operation.__call__ = lambda self, *args, **kwargs: on_operation(
+        operation_call, self, args, kwargs
+    )
+    keras_random.draw_seed = lambda seed: on_seed(drawing["draw_seed"], seed)
+    keras_random.dropout = dropout
+    for name in ("normal", "truncated_normal", "uniform"):
+        setattr(keras_random, name, in_float32(drawing[name]))
+    eagerly = tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(True)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(eagerly)
+        keras.Layer.__call__, Operation.__call__ = layer_call, operation_call
+        for name, function in drawing.items():
+            setattr(keras_random, name, function)
