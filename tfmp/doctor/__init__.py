@@ -1,6 +1,9 @@
 """What half precision will break in a model, found before it does."""
 
+import dataclasses
+
 from tfmp.doctor.finding import SEVERITIES, Finding
+from tfmp.doctor.probe import probe
 from tfmp.doctor.rules import RULES
 from tfmp.doctor.subject import examine
 
@@ -22,5 +25,6 @@ def diagnose(model, inputs=None, labels=None, loss=None, optimizer=None) -> list
         The findings, errors first.
     """
     subject = examine(model, loss, optimizer)
+    subject = dataclasses.replace(subject, probe=probe(subject, inputs, labels))
     found = [finding for rule in RULES.values() for finding in rule(subject)]
     return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))

@@ -5,11 +5,13 @@ in float32, so a fault is seen in the layer where it arises. A layer that fails 
 from then on, so that those behind it are fed as they should be, and are judged too.
 """
 
+import dataclasses
+
 import keras
 
 from tfmp import loss_scale
 from tfmp.doctor.probe.batch import Batch, draw, labels_for, tensors
-from tfmp.doctor.probe.faults import backward_faults, forward_faults, spans
+from tfmp.doctor.probe.faults import backward_faults, forward_faults, outside, raises, spans
 from tfmp.doctor.probe.step import Step, take, unchanged
 from tfmp.doctor.probe.underflow import finite, fitting_scale, underflows
 from tfmp.doctor.probe.values import Fault, Probe, Span, Underflow
@@ -46,10 +48,22 @@ def probe(subject: Subject, inputs=None, labels=None) -> Probe | None:
             restore()
             return take(subject, batch, **how)
 
+        first = run()
+        if first.error is not None:
+            reference = run(full=True)
+            if first.failed is not None and reference.failed is None:
+                return Probe(drawn, (raises(first),), error=str(first.error))
+            if not batch.own_loss:  # a `train_step` that needs more than this batch
+                batch = dataclasses.replace(batch, own_loss=True)
         step, faults, kept = _rounds(run, forward_faults, 1.0, frozenset())
+        error = None if step.error is None else str(step.error)
         reach = spans(step)
+        if error is not None:
+            return Probe(drawn, tuple(faults), reach, error=error)
         if not finite(step):
             step, found, kept = _rounds(run, backward_faults, 1.0, kept)
+            if not found and finite(run(full=True)):
+                found = [outside(step)]
             faults += found
         unscaled = step
         wanted = _wanted_scale(subject) if step.scaled else None
@@ -68,10 +82,10 @@ def probe(subject: Subject, inputs=None, labels=None) -> Probe | None:
 def _rounds(run, find, scale, kept):
     """Steps and their faults, the layers at fault in float32 from one to the next."""
     faults = []
-    for _ in range(ROUNDS):
+    for number in range(ROUNDS):
         step = run(scale=scale, kept=kept)
         found = find(step, kept)
-        faults += [fault for _, fault in found]
+        faults += [dataclasses.replace(fault, behind=number > 0) for _, fault in found]
         kept |= {call.operation for call, _ in found}
         if not found:
             break

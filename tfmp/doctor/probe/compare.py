@@ -15,6 +15,9 @@ HARMLESS = 0.03
 # A larger one is harm even where rounding the inputs explains it: a position of 5001 in float16.
 HARM = 0.3
 
+# The smallest number above zero.
+QUANTUM = {"float16": 2.0**-24, "bfloat16": 2.0**-133}
+
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
@@ -74,11 +77,17 @@ def compare(half, full, moved, dtype: str, explained_harms: bool) -> Difference 
     if error <= HARMLESS * size or error == 0:
         return None
     rounding = _size(moved - full, good & np.isfinite(moved)) + epsilon(dtype) * size
-    if error <= STEPS * rounding and not (explained_harms and error > HARM * size):
-        return None
     zero = good & (half == 0) & (full != 0)
     flushed = _size(half - full, zero) > 0.7 * error
-    return Difference("flush" if flushed else "departure", error / max(size, 1e-45), rounding / max(size, 1e-45))
+    # Near the smallest numbers of float16 all rounding is coarse; what is left of them still counts.
+    coarse = QUANTUM[dtype] / 2 * np.sqrt(np.count_nonzero(full))
+    harms = error > HARM * size and (explained_harms or flushed)
+    # What rounding drowns altogether, as the gradient of a bias before a normalization, is nought.
+    nought = rounding > HARM * size
+    if (error <= STEPS * (rounding + coarse) or nought) and not (harms and not (nought and flushed)):
+        return None
+    size = max(size, np.finfo(np.float64).tiny)
+    return Difference("flush" if flushed else "departure", error / size, rounding / size)
 
 
 def _size(values, where) -> float:

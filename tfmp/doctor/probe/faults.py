@@ -24,13 +24,34 @@ from tfmp.doctor.probe.values import Fault, Span
 CALLS = 4
 
 
-def forward_faults(step: Step, kept=frozenset(), sound=frozenset()) -> list[tuple[Call, Fault]]:
+def raises(step: Step) -> Fault:
+    """The fault that is an error of a layer."""
+    call = step.failed
+    assert call is not None
+    layer = isinstance(call.operation, keras.Layer)
+    dtype = half_of(call) or "float16"
+    taken = compare.largest(call.inputs())
+    return Fault(
+        call.path, layer, "forward", "raises", dtype, None, False, None, None, taken, 0.0
+    )
+
+
+def outside(step: Step) -> Fault:
+    """The fault that gradients aren't finite, which no layer makes so: the loss does."""
+    calls = [x for outermost in step.calls for x in outermost.everything()]
+    dtype = next(filter(None, map(half_of, calls)), "float16")
+    taken = compare.largest(x for call in step.calls for x in call.results())
+    return Fault(
+        None, False, "backward", "overflow", dtype, None, False, None, None, taken, 0.0
+    )
+
+
+def forward_faults(step: Step, kept=frozenset()) -> list[tuple[Call, Fault]]:
     """Faults in what layers give, each with its call, one a layer.
 
     Args:
         step: A step in the model's own precision.
         kept: Operations to leave out.
-        sound: Numbers of calls, in the order in which they ended, that are known to be right.
     """
     return list(_faults(step, "forward", kept))
 
@@ -76,14 +97,14 @@ def _judge(call, step, direction, alone) -> Fault | None:
     try:
         values = (
             recorded(call, gradients),
-            replay(call),
-            replay(call, moved=2 * compare.epsilon(dtype)),
+            replay(call, backward=not forward),
+            replay(call, moved=2 * compare.epsilon(dtype), backward=not forward),
         )
         pairs = [x.results if forward else [*x.passed, *x.weights] for x in values]
         wrong = _differences(pairs, dtype, forward)
         if not wrong:
             return None
-        again = replay(call, full=False)
+        again = replay(call, full=False, backward=not forward)
     except ReplayError:
         return None
     repeated = again.results if forward else [*again.passed, *again.weights]

@@ -107,10 +107,12 @@ class Recorder:
 
     Attributes:
         calls: The outermost calls, in their order.
+        failed: The innermost call that raised an error; None: none did.
     """
 
     def __init__(self, subject: Subject, kept: frozenset[Operation] = frozenset()):
         self.calls: list[Call] = []
+        self.failed: Call | None = None
         self._root = subject.model
         self._paths = {id(part.layer): part.path for part in subject.parts}
         self._kept = kept
@@ -155,6 +157,9 @@ class Recorder:
                 outputs = self._in_float32(original, call, given)
             else:
                 outputs = original(operation, *call.args, **given)
+        except Exception:
+            self.failed = self.failed or call
+            raise
         finally:
             self._stack.pop()
         call.outputs = outputs

@@ -77,7 +77,9 @@ def recorded(call: Call, gradients: dict[int, tf.Tensor]) -> Values:
     return Values(results, passed, [gradients.get(id(v)) for v in weights_of(call)])
 
 
-def replay(call: Call, full: bool = True, moved: float = 0.0, seed: int = 0) -> Values:
+def replay(
+    call: Call, full: bool = True, moved: float = 0.0, backward: bool = True, seed: int = 0
+) -> Values:
     """Computes a call again.
 
     Args:
@@ -85,6 +87,7 @@ def replay(call: Call, full: bool = True, moved: float = 0.0, seed: int = 0) -> 
         full: In float32; else as it was.
         moved: Inputs, and the gradients that came, are brought towards zero by a random part of up
             to this, each number by its own.
+        backward: Whether to compute gradients, too.
         seed: Seed of that.
 
     Raises:
@@ -111,7 +114,7 @@ def replay(call: Call, full: bool = True, moved: float = 0.0, seed: int = 0) -> 
     inputs = floats((args, kwargs))
     weights = [v._value for v in weights_of(call)]
     upstream = [move(x) for x in upstream_of(call)]
-    wanted = [i for i, x in enumerate(upstream) if x is not None]
+    wanted = [i for i, x in enumerate(upstream) if x is not None and backward]
     stubs = _Stubs(call, fed)
     precision = float32(operation) if full else contextlib.nullcontext()
     look = contextlib.nullcontext([]) if full else first_nonfinite()

@@ -22,11 +22,16 @@ class Step:
         calls: The outermost calls of layers, in their order.
         gradients: Gradients of the loss times the scale, by the id of the variable.
         scaled: Whether an optimizer scaled the loss.
+        error: What it raised; None: nothing.
+        failed: The innermost call that raised it; None: it came from outside of all layers, such as
+            a gradient that the device can't compute.
     """
 
     calls: list[Call]
     gradients: dict[int, tf.Tensor] = dataclasses.field(default_factory=dict)
     scaled: bool = False
+    error: Exception | None = None
+    failed: Call | None = None
 
 
 @contextlib.contextmanager
@@ -70,16 +75,20 @@ def take(
     """
     recorder = Recorder(subject, kept)
     step = Step(recorder.calls)
-    layers = subject.model._flatten_layers() if full else []
-    with all_float32(layers) if full else contextlib.nullcontext():
-        with contextlib.ExitStack() as stack:
-            for _, optimizer in subject.optimizers:
-                stack.enter_context(_intercepted(optimizer, step, scale))
-            with recorder.recording():
-                if subject.model.compiled and not batch.own_loss:
-                    subject.model.train_step(batch.data())
-                else:
-                    _plain(subject, batch, step, scale)
+    precision = all_float32(subject.model._flatten_layers()) if full else contextlib.nullcontext()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(precision)
+        for _, optimizer in subject.optimizers:
+            stack.enter_context(_intercepted(optimizer, step, scale))
+        stack.enter_context(recorder.recording())
+        try:
+            if subject.model.compiled and not batch.own_loss:
+                subject.model.train_step(batch.data())
+            else:
+                _plain(subject, batch, step, scale)
+        except Exception as error:  # whatever a model's own code may raise
+            step.error = error
+            step.failed = recorder.failed
     return step
 
 

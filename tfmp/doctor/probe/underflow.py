@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from tfmp.doctor.probe import compare
 from tfmp.doctor.probe.recording import half_of
+from tfmp.doctor.probe.replay import weights_of
 from tfmp.doctor.probe.step import Step
 from tfmp.doctor.probe.values import Underflow
 from tfmp.doctor.subject import Subject
@@ -24,16 +25,21 @@ def fitting_scale(step: Step, wanted: float) -> float:
         step: A step without loss scale whose gradients are finite.
         wanted: The optimizer's scale.
     """
-    largest = compare.largest(_flowing(step, "float16"))
+    weights = [v for x in _calls(step) if half_of(x) == "float16" for v in weights_of(x)]
+    own = [step.gradients[id(v)] for v in weights if id(v) in step.gradients]
+    largest = compare.largest([*_flowing(step, "float16"), *own])
     most = float(tf.float16.max) / largest if largest else wanted
     return float(2.0 ** np.floor(np.log2(min(wanted, most))))
 
 
+def _calls(step):
+    return [x for outermost in step.calls for x in outermost.everything()]
+
+
 def _flowing(step, dtype=None):
-    calls = [x for outermost in step.calls for x in outermost.everything()]
     return [
         gradient
-        for call in calls
+        for call in _calls(step)
         if dtype is None or half_of(call) == dtype
         for gradient in [*call.given.values(), *call.passed.values()]
     ]

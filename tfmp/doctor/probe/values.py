@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-Kind = Literal["overflow", "nan", "flush", "departure"]
+Kind = Literal["raises", "overflow", "nan", "flush", "departure"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,7 +14,7 @@ class Fault:
         layer: Name or path; None: what the model itself does around its layers.
         is_layer: Whether it is a layer, which can be put in float32; else an operation.
         direction: "forward", or "backward": in the gradients it passes on or those of its weights.
-        kind: "overflow": infinite where float32 is finite; "nan"; "flush": most of what differs is
+        kind: "raises": an error where float32 has none; "overflow": infinite where float32 is finite; "nan"; "flush": most of what differs is
             zero; "departure": it differs otherwise.
         dtype: The half dtype.
         operation: TensorFlow operation within which finite numbers became infinite or NaN first,
@@ -25,6 +25,7 @@ class Fault:
         explained: The same, as far as rounding the inputs explains it.
         largest_input: Largest finite magnitude that it took.
         largest_output: Largest magnitude that it gives in float32.
+        behind: Whether it was found only once layers before it computed in float32.
     """
 
     layer: str | None
@@ -38,6 +39,7 @@ class Fault:
     explained: float | None
     largest_input: float
     largest_output: float
+    behind: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +89,7 @@ class Probe:
         faults: Where half departs from float32, in the order in which it was found.
         spans: How far each layer's outputs reach, in the order of their calls.
         underflows: Of each layer with weights that get gradients.
+        error: What the step raised in both precisions, which ended the probe; None: nothing.
         scale: Largest power of two up to the optimizer's loss scale at which the gradients are
             finite; 1.0 where nothing scales the loss; None where none is.
         wanted_scale: The optimizer's loss scale; None where nothing scales the loss.
@@ -98,3 +101,4 @@ class Probe:
     underflows: tuple[Underflow, ...] = ()
     scale: float | None = 1.0
     wanted_scale: float | None = None
+    error: str | None = None
