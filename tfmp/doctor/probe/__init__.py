@@ -5,6 +5,7 @@ in float32, so a fault is seen in the layer where it arises. A layer that fails 
 from then on, so that those behind it are fed as they should be, and are judged too.
 """
 
+import contextlib
 import dataclasses
 
 import keras
@@ -40,7 +41,8 @@ def probe(subject: Subject, inputs=None, labels=None) -> Probe | None:
     if inputs is None:
         return None
     if not subject.model.built:
-        subject.model(inputs)
+        with contextlib.suppress(Exception):  # whatever it is, the steps below say it
+            subject.model(inputs)
     with unchanged(subject) as restore:
         batch = _batch(subject, inputs, labels, drawn)
 
@@ -62,13 +64,12 @@ def probe(subject: Subject, inputs=None, labels=None) -> Probe | None:
             return Probe(drawn, tuple(faults), reach, error=error)
         if not finite(step):
             step, found, kept = _rounds(run, backward_faults, 1.0, kept)
-            if not found and finite(run(full=True)):
-                found = [outside(step)]
             faults += found
+            if not faults and finite(run(full=True)):
+                faults = [outside(step)]
         unscaled = step
         wanted = _wanted_scale(subject) if step.scaled else None
-        scale = 1.0 if finite(step) else None
-        scaled = None
+        scale, scaled = (1.0 if finite(step) else None), None
         if wanted and scale:
             scale = fitting_scale(step, wanted)
             while not finite(scaled := run(scale=scale, kept=kept)) and scale > 1:
@@ -76,7 +77,10 @@ def probe(subject: Subject, inputs=None, labels=None) -> Probe | None:
         if scale:
             faults += [fault for _, fault in backward_faults(scaled or unscaled, kept)]
         lost = underflows(subject, run(full=True), unscaled, scaled, scale or 1.0)
-    return Probe(drawn, tuple(faults), reach, lost, scale, wanted)
+    unjudged = step.unjudged | unscaled.unjudged | (scaled.unjudged if scaled else {})
+    return Probe(
+        drawn, tuple(faults), reach, lost, scale, wanted, unjudged=tuple(unjudged.values())
+    )
 
 
 def _rounds(run, find, scale, kept):

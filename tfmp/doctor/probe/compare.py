@@ -14,6 +14,7 @@ STEPS = 16
 HARMLESS = 0.03
 # A larger one is harm even where rounding the inputs explains it: a position of 5001 in float16.
 HARM = 0.3
+NOUGHT = 1000
 
 # The smallest number above zero.
 QUANTUM = {"float16": 2.0**-24, "bfloat16": 2.0**-133}
@@ -52,7 +53,7 @@ def largest(tensors) -> float:
     return found
 
 
-def compare(half, full, moved, dtype: str, explained_harms: bool) -> Difference | None:
+def compare(half, full, moved, dtype: str, forward: bool) -> Difference | None:
     """Compares what half gave with float32.
 
     Args:
@@ -60,7 +61,8 @@ def compare(half, full, moved, dtype: str, explained_harms: bool) -> Difference 
         full: What float32 gave for the same inputs.
         moved: What float32 gives for inputs moved by half's rounding.
         dtype: The half dtype.
-        explained_harms: Whether a large difference counts even if rounding the inputs explains it.
+        forward: Whether they are outputs, else gradients. A large difference of outputs counts even
+            if rounding the inputs explains it.
 
     Returns:
         The difference; None where there is none beyond rounding.
@@ -72,19 +74,26 @@ def compare(half, full, moved, dtype: str, explained_harms: bool) -> Difference 
     bad = good & ~np.isfinite(half)
     if bad.any():
         return Difference("overflow" if np.isinf(half[bad]).any() else "nan", None, None)
-    error = _size(half - full, good)
+    apart = np.subtract(half, full, out=np.zeros_like(full), where=good)
+    error = _size(apart, good)
     size = _size(full, good)
     if error <= HARMLESS * size or error == 0:
         return None
-    rounding = _size(moved - full, good & np.isfinite(moved)) + epsilon(dtype) * size
+    both = good & np.isfinite(moved)
+    rounding = _size(np.subtract(moved, full, out=np.zeros_like(full), where=both), both)
+    rounding += epsilon(dtype) * size
     zero = good & (half == 0) & (full != 0)
-    flushed = _size(half - full, zero) > 0.7 * error
-    # Near the smallest numbers of float16 all rounding is coarse; what is left of them still counts.
+    flushed = rounding <= HARM * size and _size(apart, zero) > 0.7 * error
+    # Near the smallest numbers of float16 all rounding is coarse.
     coarse = QUANTUM[dtype] / 2 * np.sqrt(np.count_nonzero(full))
-    harms = error > HARM * size and (explained_harms or flushed)
-    # What rounding drowns altogether, as the gradient of a bias before a normalization, is nought.
-    nought = rounding > HARM * size
-    if (error <= STEPS * (rounding + coarse) or nought) and not (harms and not (nought and flushed)):
+    explained = error <= STEPS * (rounding + coarse)
+    if forward:
+        # A result far below the rounding of what it is made of is nought in float32, too.
+        wrong = not explained or (error > HARM * size and rounding < NOUGHT * size)
+    else:
+        # Nor is what rounding drowns, such as the gradient of a bias before a normalization.
+        wrong = rounding <= HARM * size and (not explained or (flushed and error > HARM * size))
+    if not wrong:
         return None
     size = max(size, np.finfo(np.float64).tiny)
     return Difference("flush" if flushed else "departure", error / size, rounding / size)
@@ -92,5 +101,5 @@ def compare(half, full, moved, dtype: str, explained_harms: bool) -> Difference 
 
 def _size(values, where) -> float:
     """Root of the sum of squares over some of the values."""
-    chosen = np.where(where, values, 0).astype(np.float64)
+    chosen = values[where].astype(np.float64)
     return float(np.sqrt(np.sum(chosen * chosen)))

@@ -17,6 +17,10 @@ from keras.src.ops.operation import Operation
 from tfmp.doctor.subject import Subject, _is_closed, is_graph
 from tfmp.policies.choice import HALF
 
+# Up to this many steps a recurrent layer runs eagerly, and a cell of the user's own is looked at by
+# itself; building the graph of a longer one takes about as long as 20 steps.
+EAGER_STEPS = 20
+
 
 @dataclasses.dataclass(eq=False)
 class Call:
@@ -104,18 +108,20 @@ class Recorder:
         kept: Layers and operations that compute in float32, whatever their policy; what they give
             is brought into the range of their own dtype, so that what follows is fed as well as
             it can be.
+        full: Whether half weights are cast to float32.
 
     Attributes:
         calls: The outermost calls, in their order.
         failed: The innermost call that raised an error; None: none did.
     """
 
-    def __init__(self, subject: Subject, kept: frozenset[Operation] = frozenset()):
+    def __init__(self, subject: Subject, kept: frozenset[Operation] = frozenset(), full=False):
         self.calls: list[Call] = []
         self.failed: Call | None = None
         self._root = subject.model
         self._paths = {id(part.layer): part.path for part in subject.parts}
         self._kept = kept
+        self._full = full
         self._stack: list[Call] = []
 
     @contextlib.contextmanager
@@ -156,7 +162,8 @@ class Recorder:
             if operation in self._kept:
                 outputs = self._in_float32(original, call, given)
             else:
-                outputs = original(operation, *call.args, **given)
+                with AutocastScope("float32") if self._full else contextlib.nullcontext():
+                    outputs = invoke(original, operation, call.args, given)
         except Exception:
             self.failed = self.failed or call
             raise
@@ -172,7 +179,7 @@ class Recorder:
         own = half_of(call)
         args, kwargs = cast((call.args, kwargs), "float32")
         with float32(call.operation):
-            outputs = original(call.operation, *args, **kwargs)
+            outputs = invoke(original, call.operation, args, kwargs)
         most = float(tf.as_dtype(own).max)
 
         def one(x):
@@ -190,9 +197,25 @@ class Recorder:
 
     def _on_seed(self, original, seed):
         drawn = original(seed)
-        if self._stack:
+        if self._stack and is_eager(drawn):
             self._stack[-1].seeds.append(drawn)
         return drawn
+
+
+def invoke(original, operation: Operation, args, kwargs):
+    """Calls a layer; one of many steps as a graph, since eagerly each step would take as long."""
+    layer = operation
+    if not isinstance(layer, keras.layers.RNN) or not floats(args):
+        return original(operation, *args, **kwargs)
+    if floats(args)[0].shape[1] <= EAGER_STEPS:
+        return original(operation, *args, **kwargs)
+    eagerly = tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(False)
+    try:
+        graph = tf.function(lambda: original(operation, *args, **kwargs), autograph=False)
+        return graph.get_concrete_function()()
+    finally:
+        tf.config.run_functions_eagerly(eagerly)
 
 
 def half_of(call: Call) -> str | None:
@@ -209,19 +232,18 @@ def float32(operation: Operation):
     layers = []
     if isinstance(operation, keras.Layer):
         layers = [operation] if opens(operation) else operation._flatten_layers()
-    with all_float32(layers):
+    with all_float32(layers), AutocastScope("float32"):
         yield
 
 
 @contextlib.contextmanager
 def all_float32(layers):
-    """Layers that compute in half compute in float32 within; half weights are cast."""
+    """Layers that compute in half compute in float32 within."""
     before = [(x, x._dtype_policy) for x in layers if x.compute_dtype in HALF]
     for layer, _ in before:
         layer._dtype_policy = keras.DTypePolicy("float32")
     try:
-        with AutocastScope("float32"):
-            yield
+        yield
     finally:
         for layer, policy in before:
             layer._dtype_policy = policy

@@ -13,6 +13,7 @@ from tfmp.doctor.probe.recording import (
     cast,
     float32,
     floats,
+    invoke,
     is_float,
     opens,
     patched,
@@ -154,7 +155,9 @@ class _Stubs:
 
     def on_layer(self, original, layer, args, kwargs):
         call = self._call
-        if layer is call.operation or not opens(call.operation) or tf.inside_function():
+        if layer is call.operation:
+            return invoke(original, layer, args, kwargs)
+        if not opens(call.operation) or tf.inside_function():
             return original(layer, *args, **kwargs)
         if not self._left or self._left[0].operation is not layer:
             if not call.children:  # they were not recorded, as in a graph
@@ -167,6 +170,7 @@ class _Stubs:
         return outputs
 
     def on_seed(self, original, seed):
+        # In a graph the layer's own generators, set back, give what they gave.
         return self._seeds.pop(0) if self._seeds else original(seed)
 
 

@@ -23,6 +23,7 @@ class Step:
         gradients: Gradients of the loss times the scale, by the id of the variable.
         scaled: Whether an optimizer scaled the loss.
         error: What it raised; None: nothing.
+        unjudged: What went wrong when layers were run again, by their paths.
         failed: The innermost call that raised it; None: it came from outside of all layers, such as
             a gradient that the device can't compute.
     """
@@ -32,6 +33,7 @@ class Step:
     scaled: bool = False
     error: Exception | None = None
     failed: Call | None = None
+    unjudged: dict[str | None, str] = dataclasses.field(default_factory=dict)
 
 
 @contextlib.contextmanager
@@ -73,7 +75,7 @@ def take(
         kept: Layers and operations that compute in float32.
         full: All layers compute in float32.
     """
-    recorder = Recorder(subject, kept)
+    recorder = Recorder(subject, kept, full)
     step = Step(recorder.calls)
     precision = all_float32(subject.model._flatten_layers()) if full else contextlib.nullcontext()
     with contextlib.ExitStack() as stack:

@@ -90,6 +90,7 @@ class Probe:
         spans: How far each layer's outputs reach, in the order of their calls.
         underflows: Of each layer with weights that get gradients.
         error: What the step raised in both precisions, which ended the probe; None: nothing.
+        unjudged: What went wrong where layers couldn't be run again alone.
         scale: Largest power of two up to the optimizer's loss scale at which the gradients are
             finite; 1.0 where nothing scales the loss; None where none is.
         wanted_scale: The optimizer's loss scale; None where nothing scales the loss.
@@ -102,3 +103,4 @@ class Probe:
     scale: float | None = 1.0
     wanted_scale: float | None = None
     error: str | None = None
+    unjudged: tuple[str, ...] = ()

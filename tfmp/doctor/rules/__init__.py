@@ -24,4 +24,5 @@ RULES: dict[str, Callable[[Subject], Iterable[Finding]]] = {
     "gradient_underflow": probed.gradient_underflow,
     "update_underflow": probed.update_underflow,
     "little_headroom": probed.little_headroom,
+    "not_probed": probed.not_probed,
 }

@@ -201,6 +201,8 @@ def backward_loss(subject: Subject) -> Iterator[Finding]:
         Micikevicius et al., "Mixed Precision Training", ICLR 2018, section 3.2.
     """
     for fault in _faults(subject, "backward", "flush", "departure"):
+        if not _wrong(subject, fault):
+            continue
         text = (
             f"Its gradient differs from float32's by {_percent(fault.error)} in {fault.dtype}; "
             f"rounding explains {_percent(fault.explained)}"
@@ -226,7 +228,10 @@ def gradient_underflow(subject: Subject) -> Iterator[Finding]:
         tensorflow/tensorflow#47884: gradients of 0 under a mixed policy.
     """
     probe = subject.probe
-    lost = [] if probe is None or probe.scale is None else list(filter(_loses, probe.underflows))
+    # Behind a layer at fault gradients are lost in its train.
+    if probe is None or probe.scale is None or any(_wrong(subject, x) for x in probe.faults):
+        return
+    lost = list(filter(_loses, probe.underflows))
     if not lost:
         return
     worst = max(lost, key=lambda x: (x.lost, _share(x)))
@@ -313,9 +318,38 @@ def little_headroom(subject: Subject) -> Iterator[Finding]:
             )
 
 
+def not_probed(subject: Subject) -> Iterator[Finding]:
+    """The model raises an error on the batch, in float32 too, so the doctor can't say more.
+
+    Either the batch isn't what the model takes, or the device lacks an operation, such as the
+    gradient of a grouped convolution on a CPU.
+
+    Example:
+        diagnose(model, inputs=np.zeros((4, 3)))  # of a model that takes 4 features
+
+    Mend:
+        Give the batch, labels and loss that `fit` gets.
+
+    References:
+        None: it is about the doctor itself.
+    """
+    probe = subject.probe
+    if probe is not None and probe.error is not None and not probe.faults:
+        first = probe.error.strip().split("\n")[0][:200]
+        yield Finding("not_probed", "info", None, f"Running the model failed: {first}")
+    for text in probe.unjudged if probe else ():
+        yield Finding("not_probed", "info", None, f"A layer couldn't be run alone: {text[:200]}")
+
+
 def _faults(subject, direction, *kinds) -> list[Fault]:
     faults = subject.probe.faults if subject.probe else ()
     return [x for x in faults if x.direction == direction and x.kind in kinds]
+
+
+def _wrong(subject, fault) -> bool:
+    """Whether a fault is the layer's own, and no lack of a loss scale."""
+    flushed = fault.direction == "backward" and fault.kind == "flush"
+    return not (flushed and fault.dtype == "float16" and subject.probe.wanted_scale is None)
 
 
 def _faulty(subject, layer) -> bool:
