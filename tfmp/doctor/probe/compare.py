@@ -53,13 +53,14 @@ def largest(tensors) -> float:
     return found
 
 
-def compare(half, full, moved, dtype: str, forward: bool) -> Difference | None:
+def compare(half, full, move, dtype: str, forward: bool) -> Difference | None:
     """Compares what half gave with float32.
 
     Args:
         half: What half gave.
         full: What float32 gave for the same inputs.
-        moved: What float32 gives for inputs moved by half's rounding.
+        move: Function that gives what float32 gives for inputs moved by half's rounding; called
+            only where half is far enough from float32 to ask.
         dtype: The half dtype.
         forward: Whether they are outputs, else gradients. A large difference of outputs counts even
             if rounding the inputs explains it.
@@ -67,7 +68,7 @@ def compare(half, full, moved, dtype: str, forward: bool) -> Difference | None:
     Returns:
         The difference; None where there is none beyond rounding.
     """
-    half, full, moved = array(half), array(full), array(moved)
+    half, full = array(half), array(full)
     if half.shape != full.shape:
         return None
     good = np.isfinite(full)
@@ -75,15 +76,15 @@ def compare(half, full, moved, dtype: str, forward: bool) -> Difference | None:
     if bad.any():
         return Difference("overflow" if np.isinf(half[bad]).any() else "nan", None, None)
     apart = np.subtract(half, full, out=np.zeros_like(full), where=good)
-    error = _size(apart, good)
-    size = _size(full, good)
-    if error <= HARMLESS * size or error == 0:
+    error, size = _size(apart), _size(np.where(good, full, 0))
+    if error <= HARMLESS * size:
         return None
+    moved = array(move())
     both = good & np.isfinite(moved)
-    rounding = _size(np.subtract(moved, full, out=np.zeros_like(full), where=both), both)
+    rounding = _size(np.subtract(moved, full, out=np.zeros_like(full), where=both))
     rounding += epsilon(dtype) * size
-    zero = good & (half == 0) & (full != 0)
-    flushed = rounding <= HARM * size and _size(apart, zero) > 0.7 * error
+    lost = good & (half == 0) & (full != 0)
+    flushed = rounding <= HARM * size and _size(apart[lost]) > 0.7 * error
     # Near the smallest numbers of float16 all rounding is coarse.
     coarse = QUANTUM[dtype] / 2 * np.sqrt(np.count_nonzero(full))
     explained = error <= STEPS * (rounding + coarse)
@@ -99,7 +100,10 @@ def compare(half, full, moved, dtype: str, forward: bool) -> Difference | None:
     return Difference("flush" if flushed else "departure", error / size, rounding / size)
 
 
-def _size(values, where) -> float:
-    """Root of the sum of squares over some of the values."""
-    chosen = values[where].astype(np.float64)
-    return float(np.sqrt(np.sum(chosen * chosen)))
+def _size(values) -> float:
+    """Root of the sum of squares."""
+    with np.errstate(over="ignore", under="ignore"):
+        quick = float(np.dot(values, values))
+    if 1e-20 < quick < np.inf:
+        return quick**0.5
+    return float(np.linalg.norm(values.astype(np.float64)))

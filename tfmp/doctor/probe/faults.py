@@ -1,6 +1,7 @@
 """Judges the calls of a step: which layers compute something else in half than in float32."""
 
 import collections
+import functools
 from collections.abc import Iterator
 
 import keras
@@ -93,27 +94,20 @@ def _judge(call, step, direction, alone) -> Fault | None:
     fed = call.inputs() if forward else given_to(call) + upstream
     if not all(map(compare.finite, fed)) or (not forward and not upstream):
         return None
-    gradients = step.gradients if alone else {}
     dtype = half_of(call)
+    measured = recorded(call, step.gradients if alone else {})
     try:
-        values = (
-            recorded(call, gradients),
-            replay(call, backward=not forward),
-            replay(call, moved=2 * compare.epsilon(dtype), backward=not forward),
-        )
-        pairs = [x.results if forward else [*x.passed, *x.weights] for x in values]
-        weights = len(values[1].results if forward else values[1].passed)
-        wrong = _differences(pairs, dtype, forward, weights)
+        full = replay(call, backward=not forward)
+        wrong = _differences(call, measured, full, dtype, forward)
         if not wrong:
             return None
         again = replay(call, full=False, backward=not forward)
     except ReplayError as error:
         step.unjudged[call.path] = str(error)
         return None
-    repeated = again.results if forward else [*again.passed, *again.weights]
     # A layer that draws random numbers by itself, or whose weights are used elsewhere, too, does
     # other things when it is replayed.
-    wrong = [(i, x) for i, x in wrong if _same(pairs[0][i], repeated[i])]
+    wrong = [(i, x) for i, x in wrong if _same(_of(measured, forward)[i], _of(again, forward)[i])]
     if not wrong:
         return None
     index, difference = wrong[0]
@@ -129,21 +123,32 @@ def _judge(call, step, direction, alone) -> Fault | None:
         error=difference.error,
         explained=difference.explained,
         largest_input=compare.largest(fed),
-        largest_output=compare.largest([pairs[1][index]]),
+        largest_output=compare.largest([_of(full, forward)[index]]),
     )
 
 
-def _differences(pairs, dtype, forward, weights):
+def _of(values, forward) -> list[tf.Tensor | None]:
+    return values.results if forward else [*values.passed, *values.weights]
+
+
+def _differences(call, measured, full, dtype, forward) -> list[tuple[int, compare.Difference]]:
+    """Each result, or gradient, that differs, by its number; what isn't finite comes first."""
     found = []
-    for index, (half, full, moved) in enumerate(zip(*pairs, strict=True)):
-        if half is None or full is None or moved is None:
+
+    @functools.cache
+    def moved():
+        return _of(replay(call, moved=2 * compare.epsilon(dtype), backward=not forward), forward)
+
+    pairs = zip(_of(measured, forward), _of(full, forward), strict=True)
+    for index, (half, right) in enumerate(pairs):
+        if half is None or right is None:
             continue
-        difference = compare.compare(half, full, moved, dtype, forward=forward)
+        move = functools.partial(lambda i: moved()[i], index)
+        difference = compare.compare(half, right, move, dtype, forward=forward)
         # The sums of weights' gradients are as good as the device's kernels: not the layer's doing.
-        device = index >= weights and difference is not None and difference.kind == "departure"
-        if difference and not device:
+        device = not forward and index >= len(full.passed)
+        if difference and not (device and difference.kind == "departure"):
             found.append((index, difference))
-    # The worst first: what isn't finite.
     return sorted(found, key=lambda x: x[1].error is not None)
 
 
