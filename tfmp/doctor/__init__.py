@@ -21,6 +21,6 @@ def diagnose(model, inputs=None, labels=None, loss=None, optimizer=None) -> list
     Returns:
         The findings, errors first.
     """
-    subject = examine(model, loss, optimizer)
+    subject = examine(model, loss, optimizer, inputs)
     found = [finding for rule in RULES.values() for finding in rule(subject)]
     return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))

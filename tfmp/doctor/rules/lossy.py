@@ -1,0 +1,187 @@
+"""Layers that lose what half precision could hold, found by trying them."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfmp.doctor import flow
+from tfmp.doctor.finding import Finding
+from tfmp.doctor.ranges import of
+from tfmp.doctor.subject import Subject
+from tfmp.doctor.trace import is_graph
+
+# Values that are ordinary for activations, and those that are rarer.
+ORDINARY = (1.0, 8.0, 40.0, 1e-2)
+RARE = (400.0, 1e-4)
+# A product of two inputs, as in attention, grows with the square.
+PRODUCTS = {"BatchMatMulV2", "BatchMatMul", "MatMul", "Einsum", "Conv2D", "Conv3D", "Conv1D"}
+# In these half precision sums up or raises what it takes; other operations give no more than they
+# got, or are covered by the rules of constants.
+REDUCTIONS = {
+    "Sum", "Mean", "Prod", "Cumsum", "Cumprod", "L2Loss", "Square", "SquaredDifference", "Pow",
+    "Exp", "Expm1", "Cumlogsumexp", "EuclideanNorm", "AvgPool", "AvgPool3D", "BiasAddGrad",
+}  # fmt: skip
+LARGEST_PROBE = 2**22
+
+
+def lossy_layer(subject: Subject) -> Iterator[Finding]:
+    """A layer overflows or loses digits inside, though its input and output fit into half.
+
+    A norm squares its input: above 256 the square is beyond float16, and `UnitNormalization`
+    returned zeros there in former releases of Keras; below 2e-4 it is zero, and the norm with it.
+    A mean over an image sums first. log(sum(exp(x))) is infinite from x = 12 on. Keras computes some
+    of its layers in float32 inside and others not, and changes it from release to release; so each
+    layer that squares, sums or raises in half is tried in both precisions, on values of 1e-4 to 400.
+
+    Example:
+        class RMSNorm(keras.layers.Layer):
+            def call(self, x):
+                return x / keras.ops.sqrt(keras.ops.mean(x * x, -1, keepdims=True) + 1e-3)
+
+        RMSNorm(dtype="mixed_float16")(np.full((1, 8), 300.0))  # 0 instead of 1
+
+    Mend:
+        Compute the layer in float32, which `fix` does, or cast its input to float32 and its output
+        back inside of `call`.
+
+    References:
+        https://github.com/keras-team/keras/pull/23093 (`keras.ops.normalize`)
+        https://github.com/apache/mxnet/issues/11938
+    """
+    tried: dict[tuple, tuple | None] = {}
+    for call in subject.trace.calls if subject.trace else ():
+        if not _candidate(call):
+            continue
+        part = next((part for part in subject.parts if part.layer is call.called), None)
+        if part is None or (part.hidden and part.path in {f for f, *_ in tried}):
+            continue
+        key = (part.path, *_key(call))
+        if key not in tried:
+            tried[key] = _lost(subject, call)
+        found = tried[key]
+        if found:
+            magnitude, error, what = found
+            ordinary = magnitude in ORDINARY
+            yield Finding(
+                "lossy_layer",
+                "warning",
+                part.path,
+                f"In {call.called.compute_dtype} its output is {what} for inputs of about "
+                f"{magnitude:g}, where float32's is right and would fit: a sum, square or power "
+                'inside is out of range. Give it dtype="float32", or compute it in float32 inside.',
+                {"magnitude": magnitude, "error": error, "ordinary": ordinary},
+                (part.path,),
+            )
+
+
+def _candidate(call) -> bool:
+    layer = call.called
+    if not isinstance(layer, keras.Layer) or is_graph(layer) or not call.inputs:
+        return False
+    if layer.compute_dtype not in ("float16", "bfloat16"):
+        return False
+    if not all(x.dtype.is_floating and x.shape.rank is not None for x in call.inputs):
+        return False
+    return any(
+        (x.type in REDUCTIONS and flow.is_half(x.outputs[0])) or _multiplies_itself(x)
+        for x in call.operations
+    )
+
+
+def _multiplies_itself(operation) -> bool:
+    """Whether it is x * x, which is a square."""
+    if operation.type not in ("Mul", *PRODUCTS) or not flow.is_half(operation.outputs[0]):
+        return False
+    a, b = list(operation.inputs)[:2]
+    return a is b
+
+
+def _key(call):
+    config = {}
+    with contextlib.suppress(Exception):
+        config = call.called.get_config()
+    shapes = tuple(tuple(x.shape.as_list()) for x in call.inputs)
+    return type(call.called).__name__, json.dumps(config, sort_keys=True, default=str), shapes
+
+
+def _lost(subject, call):
+    """(magnitude of inputs, error, what comes out) of the first loss; None: nothing is lost."""
+    shapes = [[2 if n is None else n for n in x.shape.as_list()] for x in call.inputs]
+    if sum(np.prod(shape) for shape in shapes) > LARGEST_PROBE:
+        return None
+    products = any(x.type in PRODUCTS for x in call.operations)
+    for magnitude in ORDINARY if products else ORDINARY + RARE:
+        ranges = [of(subject.ranges, x) for x in call.inputs]
+        if any(x.known and x.largest < magnitude for x in ranges):
+            continue
+        inputs = [
+            _values(shape, magnitude, r.low >= 0, seed)
+            for seed, (shape, r) in enumerate(zip(shapes, ranges, strict=True))
+        ]
+        found = _compared(call, inputs)
+        if found:
+            return magnitude, *found
+    return None
+
+
+def _values(shape, magnitude, positive, seed):
+    """Values of about a magnitude, of both signs, that float16 holds exactly."""
+    drawn = np.random.default_rng(seed).uniform(0.75, 1.25, shape) * magnitude
+    signs = np.where(np.random.default_rng(seed + 1).random(shape) < 0.5, -1.0, 1.0)
+    return (drawn * (1.0 if positive else signs)).astype("float16").astype("float32")
+
+
+def _compared(call, inputs):
+    layer = call.called
+    try:
+        half = _run(layer, call, inputs, None)
+        full = _run(layer, call, inputs, keras.DTypePolicy("float32"))
+    except Exception:  # a layer that can't be called alone, or not in float32
+        return None
+    limit = flow.largest(tf.as_dtype(layer.compute_dtype))
+    for got, expected in zip(half, full, strict=True):
+        if not np.isfinite(expected).all() or np.abs(expected).max(initial=0) > limit / 2:
+            continue
+        scale = np.abs(expected).max(initial=0)
+        if scale < 2.0**-14:
+            continue
+        if not np.isfinite(got).all():
+            return float("inf"), "infinite or NaN"
+        error = float(np.abs(got - expected).max() / scale)
+        if error > 0.25:
+            zero = not np.abs(got).max()
+            return error, "zero" if zero else f"off by {error:.0%}"
+    return None
+
+
+def _run(layer, call, inputs, policy):
+    """The outputs and losses of a layer for inputs, under another policy if one is given."""
+    layers = layer._flatten_layers()
+    former = [(x, x._dtype_policy) for x in layers]
+    half = {"float16", "bfloat16"}
+    try:
+        for x in layers:
+            if policy is not None and x.compute_dtype in half:
+                x._dtype_policy = policy
+        given = iter([tf.constant(x) for x in inputs])
+        arguments = keras.tree.map_structure(
+            lambda x: next(given) if tf.is_tensor(x) else x, call.arguments
+        )
+        with tf.init_scope():
+            outputs = layer(*arguments[0], **(arguments[1] | _not_training(layer)))
+        losses = [x for y in layers for x in y._losses]
+        found = [*keras.tree.flatten(outputs), *losses]
+        return [np.asarray(tf.cast(x, "float32")) for x in found if x.dtype.is_floating]
+    finally:
+        for x, own in former:
+            x._dtype_policy = own
+            x._losses.clear()
+            x._loss_ids.clear()
+
+
+def _not_training(layer):
+    return {"training": False} if layer._call_has_training_arg else {}
