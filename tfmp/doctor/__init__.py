@@ -1,10 +1,13 @@
 """What half precision will break in a model, found before it does."""
 
+import numpy as np
+
 from tfmp.doctor.finding import SEVERITIES, Finding
+from tfmp.doctor.mend import fix
 from tfmp.doctor.rules import RULES
 from tfmp.doctor.subject import examine
 
-__all__ = ["Finding", "diagnose"]
+__all__ = ["Finding", "diagnose", "fix"]
 
 
 def diagnose(model, inputs=None, labels=None, loss=None, optimizer=None) -> list[Finding]:
@@ -21,6 +24,7 @@ def diagnose(model, inputs=None, labels=None, loss=None, optimizer=None) -> list
     Returns:
         The findings, errors first.
     """
-    subject = examine(model, loss, optimizer, inputs)
-    found = [finding for rule in RULES.values() for finding in rule(subject)]
+    with np.errstate(all="ignore"):  # infinities are what it looks for
+        subject = examine(model, loss, optimizer, inputs)
+        found = [finding for rule in RULES.values() for finding in rule(subject)]
     return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))

@@ -6,55 +6,25 @@ import tensorflow as tf
 
 HALF_TYPES = (tf.float16, tf.bfloat16)
 
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 # Operations that give every element on as it is, but for its place and its dtype.
-SAME = frozenset(
-    [
-        "Cast",
-        "Identity",
-        "Snapshot",
-        "Reshape",
-        "Squeeze",
-        "ExpandDims",
-        "Transpose",
-        "BroadcastTo",
-        "Tile",
-        "StopGradient",
-        "StridedSlice",
-        "Slice",
-        "EnsureShape",
-        "Pack",
-    ]
-)
+SAME = _words("""
+    Cast Identity Snapshot Reshape Squeeze ExpandDims Transpose BroadcastTo Tile
+    StopGradient StridedSlice Slice EnsureShape Pack
+""")
 # Operations that keep ids ids: rounding, offsets, clipping.
-ON_IDS = SAME | frozenset(
-    [
-        "AddV2",
-        "Add",
-        "Sub",
-        "Mul",
-        "Maximum",
-        "Minimum",
-        "ClipByValue",
-        "Floor",
-        "Round",
-        "Rint",
-        "FloorMod",
-        "ConcatV2",
-        "ConcatV2",
-        "SelectV2",
-        "Select",
-        "ReverseV2",
-        "GatherV2",
-        "Relu",
-        "Abs",
-        "RealDiv",
-        "FloorDiv",
-    ]
-)
+ON_IDS = SAME | _words("""
+    AddV2 Add Sub Mul Maximum Minimum ClipByValue Floor Round Rint FloorMod ConcatV2
+    SelectV2 Select ReverseV2 GatherV2 Relu Abs RealDiv FloorDiv
+""")
 # Operations without a gradient to what they take.
-STOPS = frozenset(
-    ["StopGradient", "PreventGradient", "Shape", "ShapeN", "Rank", "Size", "ZerosLike", "OnesLike"]
-)
+STOPS = _words("""
+    StopGradient PreventGradient Shape ShapeN Rank Size ZerosLike OnesLike
+""")
 
 
 def is_half(tensor) -> bool:

@@ -83,7 +83,7 @@ def trace(model: keras.Model, inputs=None) -> Trace:
         for specs in _specs(root, inputs if root is model else None):
             before = len(recorder.spans)
             try:
-                with graph.as_default(), recorder.recording(model), np.errstate(all="ignore"):
+                with graph.as_default(), recorder.recording(model):
                     outputs += _tensors(_called(root, specs))
                 mistakes = []
                 break

@@ -84,6 +84,6 @@ def _made(subject, operation):
     tensor = operation.outputs[0] if operation.type != "Cast" else operation.inputs[0]
     given = of(subject.ranges, tensor)
     several = given.low != given.high
-    if given.integral and given.known and several:
-        if given.largest > flow.integers(operation.outputs[0].dtype):
-            yield operation, given.largest, "Integers"
+    exact = flow.integers(operation.outputs[0].dtype)
+    if given.integral and given.known and several and given.largest > exact:
+        yield operation, given.largest, "Integers"

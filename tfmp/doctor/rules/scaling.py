@@ -48,8 +48,8 @@ def no_loss_scale(subject: Subject) -> Iterator[Finding]:
                 "error",
                 None,
                 f"{name} ({type(optimizer).__name__}) has no loss scale, and gradients pass "
-                f"through float16 ({', '.join(where[:3])}{' ...' if len(where) > 3 else ''}): small "
-                "ones become zero. Use tfmp.compile, or tfmp.LossScaleOptimizer around it.",
+                f"through float16 ({', '.join(where[:3])}{' ...' if len(where) > 3 else ''}): "
+                "small ones become zero. Use tfmp.compile, or tfmp.LossScaleOptimizer around it.",
                 {"optimizer": name, "float16_layers": where[:20]},
             )
     if not subject.optimizers and subject.model.dtype_policy.name != "mixed_float16":

@@ -6,14 +6,7 @@ from tfmp.doctor import flow
 from tfmp.doctor.finding import Finding
 from tfmp.doctor.subject import Subject
 
-PRODUCTS = {
-    "MatMul": 2,
-    "BatchMatMulV2": 2,
-    "BatchMatMul": 2,
-    "Conv2D": 2,
-    "Conv1D": 2,
-    "Conv3D": 2,
-}
+PRODUCTS = ("MatMul", "BatchMatMulV2", "BatchMatMul", "Conv2D", "Conv3D")
 ALIGNED = 8
 
 

@@ -92,8 +92,8 @@ def half_optimizer_epsilon(subject: Subject) -> Iterator[Finding]:
                 "error",
                 None,
                 f"{name} ({type(inner).__name__}) has an epsilon of {epsilon:g} and slots in "
-                f"float16, as the variables of {', '.join(names[:3])} are: the epsilon is lost, and "
-                "updates become infinite or NaN. Keep variables float32.",
+                f"float16, as the variables of {', '.join(names[:3])} are: the epsilon is lost, "
+                "and updates become infinite or NaN. Keep variables float32.",
                 {"epsilon": epsilon, "layers": names[:20]},
             )
 

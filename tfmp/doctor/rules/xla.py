@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 from tensorflow.python.framework import kernels  # what is registered in this TensorFlow
+from tensorflow.python.framework.config import is_op_determinism_enabled  # no public one
 
 from tfmp.doctor import flow
 from tfmp.doctor.finding import Finding
@@ -62,7 +63,7 @@ def xla_off(subject: Subject) -> Iterator[Finding]:
             ),
             {"supports_jit": False},
         )
-    if tf.config.experimental.is_op_determinism_enabled() and subject.half_parts:
+    if is_op_determinism_enabled() and subject.half_parts:
         yield Finding(
             "xla_off",
             "info",
@@ -110,9 +111,9 @@ def xla_refuses(subject: Subject) -> Iterator[Finding]:
             "xla_refuses",
             "error" if _surely(subject) else "warning",
             name,
-            f"XLA has no kernel for {', '.join(dict.fromkeys(types))} here: training fails where it "
-            "compiles. Compile with jit_compile=False, set supports_jit = False in the layer, or "
-            "move the operation in front of the model.",
+            f"XLA has no kernel for {', '.join(dict.fromkeys(types))} here: training fails where "
+            "it compiles. Compile with jit_compile=False, set supports_jit = False in the layer, "
+            "or move the operation in front of the model.",
             {"operations": list(dict.fromkeys(types))},
         )
 
