@@ -7,7 +7,7 @@ import pytest
 from tfmp import doctor
 from tfmp.doctor.finding import SEVERITIES
 
-FAMILIES = ("outputs", "constants", "scaling", "variables", "ids")
+FAMILIES = ("outputs", "constants", "scaling", "variables", "ids", "lossy", "preprocessing", "xla")
 MODULES = {name: importlib.import_module(f"cases.{name}") for name in FAMILIES}
 BAD = [(f, name) for f, module in MODULES.items() for name in module.BAD]
 CLEAN = [(f, name) for f, module in MODULES.items() for name in module.CLEAN]

@@ -52,6 +52,8 @@ class Trace:
         calls: The calls of layers, callers first.
         owners: The call that made an operation, by the operation's id.
         outputs: Tensors that the model returns.
+        losses: What layers added to the loss, by `add_loss` or an activity regularizer: pairs of
+            layer and tensor.
         variables: The Keras variables that an operation reads, by the operation's id.
         originals: The values that constants were made of, before they became half, by the
             operation's id.
@@ -62,6 +64,7 @@ class Trace:
     calls: tuple[Call, ...]
     owners: Mapping[int, Call]
     outputs: tuple[tf.Tensor, ...]
+    losses: tuple[tuple[keras.Layer, tf.Tensor], ...]
     variables: Mapping[int, tuple[keras.Variable, ...]]
     originals: Mapping[int, np.ndarray]
     failures: tuple[str, ...] = ()
@@ -76,6 +79,7 @@ def trace(model: keras.Model, inputs=None) -> Trace:
     """
     recorder = _Recorder()
     outputs: list[tf.Tensor] = []
+    losses: list[tuple[keras.Layer, tf.Tensor]] = []
     failures: list[str] = []
     graph = func_graph.FuncGraph("doctor")
     for root in _roots(model):
@@ -91,9 +95,9 @@ def trace(model: keras.Model, inputs=None) -> Trace:
                 del recorder.spans[before:]
                 mistakes.append(f"{root.name}: {type(error).__name__}: {error}".partition("\n")[0])
             finally:
-                _clear(root)
+                losses += _taken_losses(root)
         failures += mistakes[:1]
-    return _result(model, graph, recorder, outputs, failures)
+    return _result(model, graph, recorder, outputs, losses, failures)
 
 
 class _Recorder:
@@ -155,7 +159,7 @@ class _Recorder:
         return result
 
 
-def _result(model, graph, recorder, outputs, failures) -> Trace:
+def _result(model, graph, recorder, outputs, losses, failures) -> Trace:
     operations: list[tf.Operation] = []
     owner: dict[int, dict] = {}
     lists = {id(graph): graph.get_operations()}
@@ -189,6 +193,7 @@ def _result(model, graph, recorder, outputs, failures) -> Trace:
         calls=tuple(calls.values()),
         owners={key: calls[id(span)] for key, span in owner.items()},
         outputs=tuple(outputs),
+        losses=tuple(losses),
         variables=_read(operations, model),
         originals={key: value for key, (_, value) in recorder.originals.items()},
         failures=tuple(failures),
@@ -297,8 +302,11 @@ def _tensors(structure) -> list[tf.Tensor]:
     return [x for x in keras.tree.flatten(structure) if tf.is_tensor(x) and hasattr(x, "op")]
 
 
-def _clear(layer):
-    """Drops losses, which are symbols of the graph."""
-    for x in layer._flatten_layers():
-        x._losses.clear()
-        x._loss_ids.clear()
+def _taken_losses(root) -> list[tuple[keras.Layer, tf.Tensor]]:
+    """The losses that layers have added, which would stay with them as symbols of the graph."""
+    found = []
+    for layer in root._flatten_layers():
+        found += [(layer, x) for x in layer._losses if hasattr(x, "graph")]
+        layer._losses.clear()
+        layer._loss_ids.clear()
+    return found

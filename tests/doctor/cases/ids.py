@@ -14,14 +14,18 @@ class Tokens(layers.Layer):
 
     def __init__(self, rows, **kwargs):
         super().__init__(**kwargs)
-        self.table = layers.Embedding(rows, 1, dtype="float32", name="table")
+        self.rows = rows
+        counting = lambda shape, dtype: ops.arange(shape[0], dtype=dtype)[:, None] / 1e4  # noqa: E731
+        self.table = layers.Embedding(rows, 1, counting, dtype="float32", name="table")
 
     def build(self, shape):
         self.table.build(shape)
-        self.table.embeddings.assign(np.arange(self.table.input_dim)[:, None] / 1e4)
 
     def call(self, ids):
         return self.table(ops.cast(ids, "int32"))
+
+    def get_config(self):
+        return super().get_config() | {"rows": self.rows}
 
 
 class Model(keras.Model):
@@ -29,19 +33,20 @@ class Model(keras.Model):
 
     def __init__(self):
         super().__init__(dtype=HALF)
-        self.tokens = Tokens(30000, dtype="float32", name="tokens")
+        self.tokens = Tokens(30001, dtype="float32", name="tokens")
 
     def call(self, ids):
         return self.tokens(ids)
 
 
-class Computed(layers.Layer):
-    def __init__(self, function, **kwargs):
-        super().__init__(**kwargs)
-        self.function = function
+def layer_of(function):
+    """A class of layers that compute a function of themselves and their input."""
 
-    def call(self, x):
-        return self.function(self, x)
+    class Computed(layers.Layer):
+        def call(self, x):
+            return function(self, x)
+
+    return Computed
 
 
 def composite(rows, dtype="float32"):
@@ -61,7 +66,7 @@ def subclassed():
 
 def computed(function, shape=(4096, 1), dtype="float32"):
     x = keras.Input(shape, dtype=dtype)
-    return keras.Model(x, head(Computed(function, dtype=HALF, name="computed")(x)))
+    return keras.Model(x, head(layer_of(function)(dtype=HALF, name="computed")(x)))
 
 
 def confuses(model):
@@ -104,10 +109,10 @@ IDS = np.arange(4900, 5000, dtype="int32")[None]
 
 BAD = {
     "float_ids_of_a_composite_layer": Bad(
-        lambda: composite(30000), "rounded_ids", "tokens", confuses
+        lambda: composite(30001), "rounded_ids", "tokens", confuses
     ),
     "float_ids_of_a_subclass": Bad(
-        subclassed, "rounded_ids", None, confuses, lambda: composite(30000, "int32")
+        subclassed, "rounded_ids", None, confuses, lambda: composite(30001, "int32")
     ),
     "positions": Bad(lambda: computed(positions), "rounded_ids", "computed", repeats(ZEROS)),
     "counted_positions": Bad(lambda: computed(counted), "rounded_ids", "computed", repeats(ZEROS)),
@@ -123,11 +128,11 @@ BAD = {
 def embedded(dtype):
     """Keras' own embedding takes floats as they are."""
     ids = keras.Input((2,), dtype=dtype)
-    return keras.Model(ids, head(layers.Embedding(30000, 1, dtype=HALF)(ids)))
+    return keras.Model(ids, head(layers.Embedding(30001, 1, dtype=HALF)(ids)))
 
 
 CLEAN = {
-    "integer_ids": lambda: composite(30000, "int32"),
+    "integer_ids": lambda: composite(30001, "int32"),
     "float_ids_of_few_words": lambda: composite(2000),
     "float_ids_of_an_embedding": lambda: embedded("float32"),
     "few_positions": lambda: computed(

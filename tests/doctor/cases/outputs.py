@@ -91,6 +91,10 @@ CLEAN = {
     ),
     "regression_in_float32": lambda: head(None, "float32", units=1),
     "classes": lambda: keras.Sequential(
-        [keras.Input((4,)), layers.Dense(3, dtype=HALF), layers.Lambda(lambda x: keras.ops.argmax(x, -1), dtype=HALF)]
+        [
+            keras.Input((4,)),
+            layers.Dense(3, dtype=HALF),
+            layers.Lambda(lambda x: keras.ops.argmax(x, -1), dtype=HALF),
+        ]
     ),
 }

@@ -2,9 +2,9 @@
 
 import keras
 import numpy as np
-import tfmp
 from keras import layers
 
+import tfmp
 from cases import Bad
 
 

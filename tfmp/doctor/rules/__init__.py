@@ -25,6 +25,7 @@ __all__ = ["RULES"]
 
 RULES: dict[str, Callable[[Subject], Iterable[Finding]]] = {
     "half_output": outputs.half_output,
+    "half_added_loss": outputs.half_added_loss,
     "no_loss_scale": scaling.no_loss_scale,
     "unscaled_loss": scaling.unscaled_loss,
     "clipped_before_unscaling": scaling.clipped_before_unscaling,

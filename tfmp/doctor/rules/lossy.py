@@ -1,6 +1,7 @@
 """Layers that lose what half precision could hold, found by trying them."""
 
 import contextlib
+import itertools
 import json
 from collections.abc import Iterator
 
@@ -15,9 +16,10 @@ from tfmp.doctor.subject import Subject
 from tfmp.doctor.trace import is_graph
 
 # Values that are ordinary for activations, and those that are rarer.
-ORDINARY = (1.0, 8.0, 40.0, 1e-2)
-RARE = (400.0, 1e-4)
-# A product of two inputs, as in attention, grows with the square.
+ORDINARY = (1.0, 16.0, 1e-2)
+LARGE = (40.0, 400.0, 1e-4)
+# A product of two activations, as in attention, grows with the square: it is not to fail at
+# ordinary values, and it is a matter of taste at large ones.
 PRODUCTS = {"BatchMatMulV2", "BatchMatMul", "MatMul", "Einsum", "Conv2D", "Conv3D", "Conv1D"}
 # In these half precision sums up or raises what it takes; other operations give no more than they
 # got, or are covered by the rules of constants.
@@ -64,15 +66,15 @@ def lossy_layer(subject: Subject) -> Iterator[Finding]:
         found = tried[key]
         if found:
             magnitude, error, what = found
-            ordinary = magnitude in ORDINARY
+            product = not any(map(_reduces, call.operations))
             yield Finding(
                 "lossy_layer",
-                "warning",
+                "info" if product and magnitude in LARGE else "warning",
                 part.path,
                 f"In {call.called.compute_dtype} its output is {what} for inputs of about "
                 f"{magnitude:g}, where float32's is right and would fit: a sum, square or power "
                 'inside is out of range. Give it dtype="float32", or compute it in float32 inside.',
-                {"magnitude": magnitude, "error": error, "ordinary": ordinary},
+                {"magnitude": magnitude, "error": error},
                 (part.path,),
             )
 
@@ -83,20 +85,28 @@ def _candidate(call) -> bool:
         return False
     if layer.compute_dtype not in ("float16", "bfloat16"):
         return False
-    if not all(x.dtype.is_floating and x.shape.rank is not None for x in call.inputs):
+    if not call.inputs[0].dtype.is_floating or any(x.shape.rank is None for x in call.inputs):
         return False
-    return any(
-        (x.type in REDUCTIONS and flow.is_half(x.outputs[0])) or _multiplies_itself(x)
-        for x in call.operations
+    return any(map(_reduces, call.operations)) or any(map(_multiplies, call.operations))
+
+
+def _reduces(operation) -> bool:
+    """Whether it squares, sums or raises in half."""
+    if not operation.outputs or not flow.is_half(operation.outputs[0]):
+        return False
+    square = operation.type == "Mul" and operation.inputs[0] is operation.inputs[1]
+    return square or operation.type in REDUCTIONS
+
+
+def _multiplies(operation) -> bool:
+    """Whether it is a matrix product of two activations in half."""
+    if operation.type not in PRODUCTS or not flow.is_half(operation.outputs[0]):
+        return False
+    return not any(
+        x.op.type == "ReadVariableOp"
+        for given in operation.inputs
+        for x in flow.sources(given, flow.SAME)
     )
-
-
-def _multiplies_itself(operation) -> bool:
-    """Whether it is x * x, which is a square."""
-    if operation.type not in ("Mul", *PRODUCTS) or not flow.is_half(operation.outputs[0]):
-        return False
-    a, b = list(operation.inputs)[:2]
-    return a is b
 
 
 def _key(call):
@@ -112,14 +122,15 @@ def _lost(subject, call):
     shapes = [[2 if n is None else n for n in x.shape.as_list()] for x in call.inputs]
     if sum(np.prod(shape) for shape in shapes) > LARGEST_PROBE:
         return None
-    products = any(x.type in PRODUCTS for x in call.operations)
-    for magnitude in ORDINARY if products else ORDINARY + RARE:
-        ranges = [of(subject.ranges, x) for x in call.inputs]
-        if any(x.known and x.largest < magnitude for x in ranges):
+    ranges = [of(subject.ranges, x) for x in call.inputs]
+    for magnitude, signed in itertools.product(ORDINARY + LARGE, (True, False)):
+        if any(x.known and x.largest < magnitude for x in ranges[:1]):
             continue
         inputs = [
-            _values(shape, magnitude, r.low >= 0, seed)
-            for seed, (shape, r) in enumerate(zip(shapes, ranges, strict=True))
+            _values(shape, magnitude, signed and r.low < 0, seed)
+            if x.dtype.is_floating
+            else np.ones(shape, x.dtype.as_numpy_dtype)
+            for seed, (x, shape, r) in enumerate(zip(call.inputs, shapes, ranges, strict=True))
         ]
         found = _compared(call, inputs)
         if found:
@@ -127,11 +138,11 @@ def _lost(subject, call):
     return None
 
 
-def _values(shape, magnitude, positive, seed):
-    """Values of about a magnitude, of both signs, that float16 holds exactly."""
+def _values(shape, magnitude, signed, seed):
+    """Values of about a magnitude, of both signs or positive, that float16 holds exactly."""
     drawn = np.random.default_rng(seed).uniform(0.75, 1.25, shape) * magnitude
     signs = np.where(np.random.default_rng(seed + 1).random(shape) < 0.5, -1.0, 1.0)
-    return (drawn * (1.0 if positive else signs)).astype("float16").astype("float32")
+    return (drawn * (signs if signed else 1.0)).astype("float16").astype("float32")
 
 
 def _compared(call, inputs):

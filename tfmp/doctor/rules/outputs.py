@@ -61,6 +61,46 @@ def half_output(subject: Subject) -> Iterator[Finding]:
         )
 
 
+def half_added_loss(subject: Subject) -> Iterator[Finding]:
+    """A loss that a layer adds in half can't be summed with the model's.
+
+    `add_loss` and activity regularizers take what the layer computed, in its compute dtype. A sum
+    of squares over a batch of activations passes 65504 soon, and Keras 3.15 can't add a float16
+    loss to the float32 one: `fit` ends with a TypeError.
+
+    Example:
+        model = keras.Sequential(
+            [
+                keras.Input((4,)),
+                keras.layers.Dense(2, activity_regularizer="l2", dtype="mixed_float16"),
+            ]
+        )
+        model.compile("sgd", "mse")
+        model.fit(np.ones((1, 4)), np.ones((1, 2)))  # TypeError
+
+    Mend:
+        `self.add_loss(keras.ops.cast(loss, "float32"))`, summed in float32; a layer with an
+        activity regularizer in float32, which `fix` sets.
+
+    References:
+        Seen on Keras 3.15.
+    """
+    for layer, tensor in subject.trace.losses if subject.trace else ():
+        part = next((part for part in subject.parts if part.layer is layer), None)
+        if flow.is_half(tensor):
+            name = part.path if part else None
+            yield Finding(
+                "half_added_loss",
+                "error",
+                name,
+                f"Adds a loss in {tensor.dtype.name}, which overflows as a sum of many values and "
+                "can't be added to the model's float32 loss. Cast before the sum, or give the "
+                'layer dtype="float32".',
+                {"dtype": tensor.dtype.name},
+                (name,) if name else (),
+            )
+
+
 def _walk(tensor):
     """An output, and what it was before it was cast, reshaped or moved."""
     found = [tensor]

@@ -41,6 +41,8 @@ def outside_scope(subject: Subject) -> Iterator[Finding]:
         parent = part.parent
         if part.hidden or parent is None or isinstance(parent, keras.Model):
             continue
+        if type(parent).__module__.startswith("keras."):
+            continue  # a wrapper, which is given its layer
         layer = part.layer
         if parent.compute_dtype not in HALF or layer.compute_dtype != "float32":
             continue

@@ -144,10 +144,13 @@ def half_resize(subject: Subject) -> Iterator[Finding]:
         https://github.com/keras-team/keras/issues/20931
         https://github.com/openxla/xla/issues/43052
     """
-    if not _compiled(subject):
+    if not _compiled(subject) or subject.trace is None:
         return
     seen = set()
-    for operation in subject.trace.operations if subject.trace else ():
+    trained = flow.reached(subject.trace, subject.model.trainable_variables)
+    for operation in subject.trace.operations:
+        if operation.inputs and id(operation.inputs[0].op) not in trained:
+            continue  # nobody asks for its gradient
         if operation.type not in ("ResizeBilinear", "ResizeBicubic"):
             continue
         if not flow.is_half(operation.inputs[0]) or not _gradient_fails(operation.type):
