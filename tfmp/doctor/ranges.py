@@ -170,7 +170,7 @@ def _by_dtype(dtype) -> tuple[float, float]:
 
 def _bounds(operation, found, trace) -> Range:
     kind = operation.type
-    if kind == "Const":
+    if kind == "Const" or id(operation) in trace.originals:
         return _constant(operation, trace)
     if kind in FIXED:
         return Range(*FIXED[kind])

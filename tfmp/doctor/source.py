@@ -21,13 +21,13 @@ class Step:
     Attributes:
         where: Name of its class and method.
         applies: Whether it gives gradients to an optimizer.
-        scales: Whether it scales its loss.
+        unscaled: Optimizers, as the source names them, that it never scales a loss by.
         clips_scaled: The function by which it clips gradients that are still scaled, or None.
     """
 
     where: str
     applies: bool
-    scales: bool
+    unscaled: tuple[str, ...]
     clips_scaled: str | None
 
 
@@ -42,14 +42,13 @@ def step(model: keras.Model) -> Step | None:
     # What train_step calls is read, too, as far as it is a method.
     reached = _reached(trees, "train_step")
     names = {name for tree in reached.values() for name in _names(tree)}
-    scales = bool(names & set(SCALES))
     clips = None
-    if scales and not names & set(UNSCALES):
+    if names & set(SCALES) and not names & set(UNSCALES):
         clips = next(filter(None, map(_clipped, reached.values())), None)
     return Step(
         where=f"{owner.__name__}.train_step",
-        applies=any(_applies(tree) for tree in reached.values()),
-        scales=scales,
+        applies=bool(_callers(reached, APPLIES)),
+        unscaled=_unscaled(reached),
         clips_scaled=clips,
     )
 
@@ -58,7 +57,7 @@ def _methods(cls) -> dict[str, ast.AST]:
     """The source of each method of a user's classes, by name; a subclass's wins."""
     found: dict[str, ast.AST] = {}
     for owner in cls.__mro__:
-        if owner.__module__.startswith(("keras.", "tensorflow.")) or owner is object:
+        if owner.__module__.startswith(("keras.", "tensorflow.", "tfmp.")) or owner is object:
             continue
         for name, member in vars(owner).items():
             function = inspect.unwrap(getattr(member, "python_function", member))
@@ -103,18 +102,45 @@ def _calls_keras_step(tree) -> bool:
     )
 
 
-def _applies(tree) -> bool:
-    return any(
-        isinstance(node, ast.Call)
-        and isinstance(node.func, ast.Attribute)
-        and node.func.attr in APPLIES
+def _callers(trees, methods) -> set[str]:
+    """What the source calls one of the methods of, as it is written."""
+    return {
+        ast.unparse(node.func.value)
+        for tree in trees.values()
         for node in ast.walk(tree)
-    )
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in methods
+    }
 
 
-def _clipped(tree) -> str | None:
-    """The function that clips what came from a tape's `gradient`, unless it was divided before."""
-    gradients: set[str] = set()
+def _unscaled(trees) -> tuple[str, ...]:
+    applying, scaling = _callers(trees, APPLIES), _callers(trees, SCALES)
+    if scaling - applying:
+        return ()  # by another name, which may stand for any of them
+    return tuple(sorted(applying - scaling))
+
+
+def clips_in_apply(optimizer) -> str | None:
+    """The function by which a user's optimizer clips gradients before it hands them on."""
+    for name in ("apply", "apply_gradients"):
+        tree = _methods(type(optimizer)).get(name)
+        if tree is not None:
+            arguments = [x.arg for x in tree.body[0].args.args[1:2]]
+            found = _clipped(tree, arguments)
+            if found:
+                return found
+    return None
+
+
+def _clipped(tree, arguments=()) -> str | None:
+    """The function that clips what came from a tape's `gradient`, unless it was divided before.
+
+    Args:
+        tree: Source of a function.
+        arguments: Names of its arguments that are gradients, too.
+    """
+    gradients: set[str] = set(arguments)
     unscaled: set[str] = set()
 
     def mentions(node, names):

@@ -55,8 +55,8 @@ class Trace:
         losses: What layers added to the loss, by `add_loss` or an activity regularizer: pairs of
             layer and tensor.
         variables: The Keras variables that an operation reads, by the operation's id.
-        originals: The values that constants were made of, before they became half, by the
-            operation's id.
+        originals: The values that constants were made of, before they became half, and those of
+            tensors held by layers, by the operation's id.
         failures: Why parts of the model could not be traced.
     """
 
@@ -195,9 +195,19 @@ def _result(model, graph, recorder, outputs, losses, failures) -> Trace:
         outputs=tuple(outputs),
         losses=tuple(losses),
         variables=_read(operations, model),
-        originals={key: value for key, (_, value) in recorder.originals.items()},
+        originals={key: value for key, (_, value) in recorder.originals.items()}
+        | _captured_values(graph),
         failures=tuple(failures),
     )
+
+
+def _captured_values(graph) -> dict[int, np.ndarray]:
+    """Values of the tensors that layers hold as attributes, which the graph takes from outside."""
+    return {
+        id(inner.op): outer.numpy()
+        for outer, inner in graph.captures
+        if isinstance(outer, tf.Tensor) and hasattr(outer, "numpy") and outer.dtype != tf.resource
+    }
 
 
 def _within(operation, owner) -> Iterator[tf.Operation]:

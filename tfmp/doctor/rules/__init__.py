@@ -32,6 +32,7 @@ RULES: dict[str, Callable[[Subject], Iterable[Finding]]] = {
     "replicas_loss_scale": scaling.replicas_loss_scale,
     "half_variables": variables.half_variables,
     "half_optimizer_epsilon": variables.half_optimizer_epsilon,
+    "half_loss": variables.half_loss,
     "constant_overflow": constants.constant_overflow,
     "constant_underflow": constants.constant_underflow,
     "rounded_ids": ids.rounded_ids,

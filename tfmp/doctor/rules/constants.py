@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import tensorflow as tf
 
 from tfmp.doctor import flow
-from tfmp.doctor.finding import Finding
+from tfmp.doctor.finding import SEVERITIES, Finding
 from tfmp.doctor.ranges import Range, of
 from tfmp.doctor.subject import Subject
 
@@ -86,7 +86,7 @@ def constant_underflow(subject: Subject) -> Iterator[Finding]:
         range of float16).
     """
     for name, found in _by_layer(subject, _underflows(subject)).items():
-        operation, value, severity = max(found, key=lambda x: x[2] == "error")
+        operation, value, severity = min(found, key=lambda x: SEVERITIES.index(x[2]))
         dtype = operation.outputs[0].dtype
         lost = abs(value) <= flow.smallest(dtype)
         yield Finding(
@@ -172,13 +172,17 @@ def _underflows(subject):
         elif 0 < value * flow.largest(tensor.dtype) < 1:
             through = flow.SAME | {"AddV2", "Add", "Maximum"}
             for user, index in flow.uses(tensor, through):
-                over = user.type == "RealDiv" and index == 1 and _passes(subject, user, value)
-                if over or user.type in ("Reciprocal", "Inv"):
-                    yield operation, value, "warning"
+                division = user.type == "RealDiv" and index == 1
+                if user.type in ("Reciprocal", "Inv") or division:
+                    over = not division or _passes(subject, user, value)
+                    yield operation, value, "warning" if over else "info"
                     break
 
 
 def _passes(subject, division, value) -> bool:
     above = of(subject.ranges, division.inputs[0])
-    known = above.known and above.low == above.high
-    return known and above.largest / value > flow.largest(division.outputs[0].dtype)
+    return (
+        above.known
+        and above.low == above.high
+        and above.largest / value > flow.largest(division.outputs[0].dtype)
+    )

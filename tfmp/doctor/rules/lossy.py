@@ -17,9 +17,19 @@ from tfmp.doctor.trace import is_graph
 
 # Values that are ordinary for activations, and those that are rarer.
 ORDINARY = (1.0, 16.0, 1e-2)
-LARGE = (40.0, 400.0, 1e-4)
-# A product of two activations, as in attention, grows with the square: it is not to fail at
-# ordinary values, and it is a matter of taste at large ones.
+LARGE = (40.0, 400.0)
+# What all of a layer's values are seldom at once.
+TINY = (1e-4,)
+# Behind these values are about 1.
+NORMALIZATIONS = (
+    keras.layers.BatchNormalization,
+    keras.layers.GroupNormalization,
+    keras.layers.LayerNormalization,
+    keras.layers.RMSNormalization,
+    keras.layers.UnitNormalization,
+)
+# Sizes of axes that are open: of a batch, of sequences, of images.
+BATCH, LENGTH, SIDE = 2, 512, 32
 PRODUCTS = {"BatchMatMulV2", "BatchMatMul", "MatMul", "Einsum", "Conv2D", "Conv3D", "Conv1D"}
 # In these half precision sums up or raises what it takes; other operations give no more than they
 # got, or are covered by the rules of constants.
@@ -66,10 +76,13 @@ def lossy_layer(subject: Subject) -> Iterator[Finding]:
         found = tried[key]
         if found:
             magnitude, error, what = found
+            # A product of two activations, as in attention, grows with the square: at large values
+            # any does.
             product = not any(map(_reduces, call.operations))
+            rare = magnitude in TINY or (product and magnitude in LARGE)
             yield Finding(
                 "lossy_layer",
-                "info" if product and magnitude in LARGE else "warning",
+                "info" if rare else "warning",
                 part.path,
                 f"In {call.called.compute_dtype} its output is {what} for inputs of about "
                 f"{magnitude:g}, where float32's is right and would fit: a sum, square or power "
@@ -119,13 +132,13 @@ def _key(call):
 
 def _lost(subject, call):
     """(magnitude of inputs, error, what comes out) of the first loss; None: nothing is lost."""
-    shapes = [[2 if n is None else n for n in x.shape.as_list()] for x in call.inputs]
+    shapes = [_shape(x) for x in call.inputs]
     if sum(np.prod(shape) for shape in shapes) > LARGEST_PROBE:
         return None
     ranges = [of(subject.ranges, x) for x in call.inputs]
-    for magnitude, signed in itertools.product(ORDINARY + LARGE, (True, False)):
-        if any(x.known and x.largest < magnitude for x in ranges[:1]):
-            continue
+    largest = 1.0 if _normalized(subject, call.inputs[0]) else ranges[0].largest
+    magnitudes = [x for x in ORDINARY + LARGE + TINY if x <= largest]
+    for magnitude, signed in itertools.product(magnitudes, (True, False)):
         inputs = [
             _values(shape, magnitude, signed and r.low < 0, seed)
             if x.dtype.is_floating
@@ -136,6 +149,22 @@ def _lost(subject, call):
         if found:
             return magnitude, *found
     return None
+
+
+def _shape(tensor):
+    first, *rest = tensor.shape.as_list() or [None]
+    other = LENGTH if len(rest) < 3 else SIDE
+    filled = [BATCH if first is None else first, *(other if n is None else n for n in rest)]
+    return filled[: tensor.shape.rank]
+
+
+def _normalized(subject, tensor) -> bool:
+    """Whether a layer that normalizes has made a tensor."""
+    for x in flow.sources(tensor, flow.SAME):
+        call = subject.trace.owners.get(id(x.op))
+        if x.op.type not in flow.SAME and call is not None:
+            return isinstance(call.called, NORMALIZATIONS)
+    return False
 
 
 def _values(shape, magnitude, signed, seed):

@@ -16,6 +16,9 @@ from tfmp.doctor import flow
 from tfmp.doctor.finding import Finding
 from tfmp.doctor.subject import Subject
 
+# Steps between neighbors, of values whose deviation is about 1, that learning puts up with.
+TOLERATED = 0.1
+
 
 def half_preprocessing(subject: Subject) -> Iterator[Finding]:
     """Raw values lose their digits before they are normalized.
@@ -101,18 +104,27 @@ def half_augmentation(subject: Subject) -> Iterator[Finding]:
 
 
 def _rescaling(layer, dtype):
-    scales = np.abs(np.atleast_1d(np.asarray(layer.scale, "float64")))
-    smallest = float(scales.min())
-    # Values from 0 to 1 or about, behind it, were as large as this before it.
-    raw = 1 / smallest if smallest else 0.0
-    # A bit more than the exact ones, so that 1 / 2047 does not depend on rounding.
-    if raw <= flow.integers(dtype) * 1.01:
+    scale = np.abs(np.atleast_1d(np.asarray(layer.scale, "float64"))).min()
+    offset = np.abs(np.atleast_1d(np.asarray(layer.offset, "float64"))).max()
+    if not scale:
         return None
-    return (
-        f"Rescaling by {smallest:.3g} is for values up to {raw:.6g}, and {dtype.name} holds every "
-        f"integer up to {flow.integers(dtype)} only, and nothing above {flow.largest(dtype):g}.",
-        {"scale": smallest, "raw": raw},
-    )
+    # Values of about 1 behind it were as large as this before it.
+    raw = float(max(1.0, offset) / scale)
+    evidence = {"scale": float(scale), "raw": raw}
+    if raw >= flow.largest(dtype):
+        return (
+            f"Rescaling by {scale:.3g} is for values up to {raw:.6g}, and {dtype.name} holds "
+            f"nothing above {flow.largest(dtype):g}.",
+            evidence,
+        )
+    step = _step(raw, dtype) * float(scale)
+    if step > TOLERATED:
+        return (
+            f"Values of about {raw:g} are rounded in {dtype.name} before they are rescaled: to "
+            f"steps of {step:.2g} behind it.",
+            evidence | {"step": step},
+        )
+    return None
 
 
 def _normalization(layer, dtype):
@@ -130,11 +142,11 @@ def _normalization(layer, dtype):
     mean, deviation = np.broadcast_arrays(mean, deviation)
     rows = mean + 2 * deviation
     worst = int(np.argmax(rows / np.maximum(deviation, 1e-30) * (deviation > 0) + rows / 1e6))
-    step = flow_step(float(rows[worst]), dtype)
+    step = _step(float(rows[worst]), dtype)
     if rows.max() >= flow.largest(dtype) or (deviation**2).max() >= flow.largest(dtype):
         worst = int(rows.argmax())
         why = "are beyond its largest number"
-    elif deviation[worst] and step > 0.1 * deviation[worst]:
+    elif deviation[worst] and step > TOLERATED * deviation[worst]:
         why = f"are rounded to steps of {step:g}"
     else:
         return None
@@ -145,7 +157,7 @@ def _normalization(layer, dtype):
     )
 
 
-def flow_step(value: float, dtype) -> float:
+def _step(value: float, dtype) -> float:
     """The distance between neighbors in a float dtype at a value."""
     bits = int(math.log2(flow.integers(dtype)))
     return 2.0 ** (math.floor(math.log2(max(abs(value), 2.0**-14))) - bits + 1)

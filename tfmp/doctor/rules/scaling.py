@@ -94,7 +94,7 @@ def unscaled_loss(subject: Subject) -> Iterator[Finding]:
     """
     scaling = [name for name, x in subject.optimizers if _scales(x)]
     step = source.step(subject.model)
-    if scaling and step and step.applies and not step.scales:
+    if scaling and step and step.unscaled and _are_scaled(subject, step.unscaled):
         yield Finding(
             "unscaled_loss",
             "error",
@@ -132,6 +132,18 @@ def clipped_before_unscaling(subject: Subject) -> Iterator[Finding]:
         Micikevicius et al. 2018, Mixed Precision Training, arXiv:1710.03740, section 3.2 (gradients
         are unscaled before they are clipped).
     """
+    for name, optimizer in subject.optimizers:
+        clip = source.clips_in_apply(optimizer) if _scales(optimizer) else None
+        if clip:
+            yield Finding(
+                "clipped_before_unscaling",
+                "error",
+                None,
+                f"{type(optimizer).__name__}.apply clips gradients ({clip}) before they are "
+                "divided by the loss scale. Give the inner optimizer clipnorm, global_clipnorm or "
+                "clipvalue instead.",
+                {"clip": clip, "optimizers": [name]},
+            )
     step = source.step(subject.model)
     scaling = [name for name, x in subject.optimizers if _scales(x)]
     if step and step.clips_scaled and scaling:
@@ -184,6 +196,13 @@ def replicas_loss_scale(subject: Subject) -> Iterator[Finding]:
                 "tfmp.LossScaleOptimizer.",
                 {"optimizer": name, "replicas": replicas},
             )
+
+
+def _are_scaled(subject, written) -> bool:
+    """Whether one of the optimizers, as a `train_step` writes them, has a loss scale."""
+    held = {f"self.{name}": optimizer for name, optimizer in subject.optimizers}
+    # A name of no attribute may stand for any.
+    return any(name not in held or _scales(held[name]) for name in written)
 
 
 def _scales(optimizer) -> bool:

@@ -6,6 +6,7 @@ import keras
 
 from tfmp.doctor.finding import Finding
 from tfmp.doctor.subject import Subject
+from tfmp.doctor.trace import is_graph
 from tfmp.policies.choice import HALF
 
 
@@ -38,11 +39,10 @@ def outside_scope(subject: Subject) -> Iterator[Finding]:
         Seen on Keras 3.15.
     """
     for part in subject.parts:
-        parent = part.parent
-        if part.hidden or parent is None or isinstance(parent, keras.Model):
+        parent = part.parent or subject.model
+        # (A functional model and a wrapper are given their layers.)
+        if part.hidden or is_graph(parent) or type(parent).__module__.startswith("keras."):
             continue
-        if type(parent).__module__.startswith("keras."):
-            continue  # a wrapper, which is given its layer
         layer = part.layer
         if parent.compute_dtype not in HALF or layer.compute_dtype != "float32":
             continue

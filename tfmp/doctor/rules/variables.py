@@ -98,6 +98,36 @@ def half_optimizer_epsilon(subject: Subject) -> Iterator[Finding]:
             )
 
 
+def half_loss(subject: Subject) -> Iterator[Finding]:
+    """A loss that is computed in half overflows before it is scaled.
+
+    Keras' losses compute in floatx, float32, whatever the model's policy is. Given a `dtype` of
+    float16, or a floatx of float16, squares and sums of examples pass 65504, and so does the loss
+    times its scale: every step is skipped.
+
+    Example:
+        loss = keras.losses.MeanSquaredError(dtype="float16")
+        loss(np.zeros((1, 1)), np.full((1, 1), 300.0))  # inf
+
+    Mend:
+        Leave out the `dtype`, with a floatx of float32.
+
+    References:
+        Micikevicius et al. 2018, Mixed Precision Training, arXiv:1710.03740, section 3.3.
+    """
+    for loss in keras.tree.flatten(subject.loss):
+        dtype = getattr(loss, "dtype", None)
+        if isinstance(loss, keras.losses.Loss) and dtype in HALF:
+            yield Finding(
+                "half_loss",
+                "error" if dtype == "float16" else "warning",
+                None,
+                f"The loss {loss.name!r} is computed in {dtype}: squares and sums overflow or are "
+                "rounded before the loss scale. Leave out its dtype.",
+                {"dtype": dtype, "loss": loss.name},
+            )
+
+
 def _trains_in_half(layer) -> bool:
     if not layer.trainable:
         return False
