@@ -40,8 +40,9 @@ def constant_overflow(subject: Subject) -> Iterator[Finding]:
         -30000, by `keras.ops.where(mask, scores, -3e4)`. `fix` puts the layer in float32.
 
     References:
-        https://github.com/huggingface/transformers/issues/15328 (masks in half precision).
-        IEEE 754-2019, binary16.
+        https://github.com/huggingface/transformers/issues/382
+        https://github.com/google/flax/issues/982
+        https://github.com/keras-team/keras/pull/17571
     """
     for name, found in _by_layer(subject, _overflows(subject)).items():
         operation, value, severity = max(found, key=lambda x: (x[2] == "error", abs(x[1])))
@@ -82,8 +83,8 @@ def constant_underflow(subject: Subject) -> Iterator[Finding]:
         Compute the layer in float32, which `fix` does, or take an epsilon of 1e-4 or more.
 
     References:
-        Micikevicius et al. 2018, Mixed Precision Training, arXiv:1710.03740, section 3.2 (the
-        range of float16).
+        https://github.com/pytorch/pytorch/issues/61954
+        https://github.com/keras-team/keras/issues/11832
     """
     for name, found in _by_layer(subject, _underflows(subject)).items():
         operation, value, severity = min(found, key=lambda x: SEVERITIES.index(x[2]))

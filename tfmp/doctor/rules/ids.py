@@ -23,19 +23,21 @@ def rounded_ids(subject: Subject) -> Iterator[Finding]:
         class Embedded(keras.layers.Layer):
             def __init__(self, **kwargs):
                 super().__init__(**kwargs)
-                self.table = keras.layers.Embedding(30000, 8)
-            def call(self, ids):  # 29999 arrives as 30000
+                self.table = keras.layers.Embedding(30001, 8)
+
+            def call(self, ids):  # 29998 and 29999 arrive as 30000
                 return self.table(keras.ops.cast(ids, "int32"))
 
-        Embedded(dtype="mixed_float16")(keras.ops.convert_to_tensor([[29999.0]]))
+        rows = Embedded(dtype="mixed_float16")(np.array([[29998.0, 29999.0]]))
+        np.ptp(rows, axis=1)  # zeros: both are the same row
 
     Mend:
         Give ids as integers, `keras.Input(shape, dtype="int32")`, and keep positions int32 or
         float32 until they are looked up or scaled down. `fix` puts the layer in float32.
 
     References:
+        https://github.com/deepspeedai/DeepSpeed/issues/5701
         IEEE 754-2019, binary16: 11 significant bits.
-        https://github.com/huggingface/transformers/issues/25681 (rotary positions in half).
     """
     seen: set[str | None] = set()
     for operation, number, why in _hazards(subject):

@@ -171,7 +171,8 @@ def replicas_loss_scale(subject: Subject) -> Iterator[Finding]:
             model = keras.Sequential(
                 [keras.Input((4,)), keras.layers.Dense(1, dtype="mixed_float16")]
             )
-            model.compile(keras.optimizers.LossScaleOptimizer("adam"), "mse")
+            optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD())
+            model.compile(optimizer, "mse")
 
     Mend:
         `tfmp.compile(model, ...)` or `tfmp.LossScaleOptimizer(optimizer)`, which has one verdict

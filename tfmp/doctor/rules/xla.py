@@ -31,7 +31,7 @@ def xla_off(subject: Subject) -> Iterator[Finding]:
             [
                 keras.Input((32, 32, 3)),
                 keras.layers.RandomRotation(0.1, dtype="float32"),
-                keras.layers.Conv2D(8, 3),
+                keras.layers.Conv2D(8, 3, dtype="mixed_float16"),
             ]
         )
         model.compile("sgd", "mse", jit_compile=True)
@@ -81,11 +81,11 @@ def xla_refuses(subject: Subject) -> Iterator[Finding]:
     then fails with "Detected unsupported operations".
 
     Example:
-        class Quantile(keras.layers.Layer):
+        class Centered(keras.layers.Layer):
             def call(self, x):
-                return x + tf.numpy_function(np.median, [x], x.dtype)
+                return x - tf.ensure_shape(tf.numpy_function(np.median, [x], x.dtype), ())
 
-        model = keras.Sequential([keras.Input((4,)), Quantile()])
+        model = keras.Sequential([keras.Input((4,)), Centered()])
         model.compile("sgd", "mse", jit_compile=True)
         model.fit(np.zeros((2, 4)), np.zeros((2, 4)))  # fails
 
