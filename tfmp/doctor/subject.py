@@ -1,11 +1,16 @@
 """What the rules look at: a model taken apart once, and how its layers are called."""
 
+import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Any
 
 import keras
 
+from tfmp.doctor import trace
+from tfmp.doctor.ranges import ranges
+from tfmp.doctor.trace import is_graph
 from tfmp.errors import UserError
 from tfmp.policies.choice import HALF
 
@@ -64,6 +69,11 @@ class Subject:
     trace: Any = None
     probe: Any = None
 
+    @functools.cached_property
+    def ranges(self) -> dict:
+        """Bounds of the trace's tensors, as `tfmp.doctor.ranges.ranges` has them."""
+        return ranges(self.trace) if self.trace else {}
+
     @property
     def half_parts(self) -> list[Part]:
         """The layers that compute in float16 or bfloat16, those in Keras' own layers included."""
@@ -74,12 +84,26 @@ class Subject:
         """Whether any layer computes in float16."""
         return any(part.layer.compute_dtype == "float16" for part in self.half_parts)
 
-    def part(self, layer: keras.Layer) -> Part | None:
-        """The part that is this layer."""
-        return next((part for part in self.parts if part.layer is layer), None)
+    def path(self, operation) -> str | None:
+        """Where an operation of the trace was made: a layer's path; None: in the model's own call.
+
+        Args:
+            operation: A `tf.Operation`.
+        """
+        call = self.trace.owners.get(id(operation))
+        if call is None:
+            return None
+        layer = call.called
+        part = next((part for part in self.parts if part.layer is layer), None)
+        if part is None:
+            return call.path
+        if isinstance(layer, keras.layers.TimeDistributed):
+            # It goes around the entry of the layer in it.
+            return f"{part.path}/{layer.layer.name}"
+        return part.path
 
 
-def examine(model, loss=None, optimizer=None, trace=None) -> Subject:
+def examine(model, loss=None, optimizer=None, inputs=None) -> Subject:
     """Takes a model apart.
 
     Args:
@@ -87,13 +111,16 @@ def examine(model, loss=None, optimizer=None, trace=None) -> Subject:
         loss: A loss in place of the model's own.
         optimizer: An optimizer, or its name, in place of the model's own. A name is taken as
             `compile` takes it: with a loss scale where the model's policy is mixed_float16.
-        trace: What `tfmp.doctor.trace.trace` returned.
+        inputs: A batch, for a model that doesn't declare its inputs.
 
     Raises:
         UserError: It is no Keras model.
     """
     if not isinstance(model, keras.Model):
         raise UserError(f"Expected a Keras model. Received: {type(model).__name__}.")
+    if not model.built and inputs is not None:
+        with contextlib.suppress(Exception):  # of the model's own code; probing names its layer
+            model(inputs)
     optimizers = tuple(_optimizers(model))
     if optimizer is not None:
         found = keras.optimizers.get(optimizer)
@@ -105,7 +132,7 @@ def examine(model, loss=None, optimizer=None, trace=None) -> Subject:
         parts=tuple(parts(model)),
         optimizers=optimizers,
         loss=getattr(model, "loss", None) if loss is None else loss,
-        trace=trace,
+        trace=trace.trace(model, inputs),
     )
 
 
@@ -120,18 +147,12 @@ def parts(model: keras.Model) -> Iterator[Part]:
             seen.add(id(layer))
             own = path if hidden else "/".join(filter(None, (path, layer.name)))
             yield Part(layer, own, parent, hidden)
-            yield from walk(layer, own, layer, hidden or _is_closed(layer))
+            yield from walk(layer, own, layer, hidden or is_closed(layer))
 
     yield from walk(model, "", None, False)
 
 
-def is_graph(layer: keras.Layer) -> bool:
-    """Whether it only passes on what its layers compute: a functional or Sequential model."""
-    kinds = (keras.Sequential, keras.src.models.functional.Functional)
-    return isinstance(layer, kinds) and type(layer).call in [kind.call for kind in kinds]
-
-
-def _is_closed(layer) -> bool:
+def is_closed(layer) -> bool:
     """Whether it is a layer of Keras' own whose sublayers are none of the user's."""
     if not type(layer).__module__.startswith("keras."):
         return False

@@ -14,7 +14,8 @@ from keras.src.backend import AutocastScope
 from keras.src.backend.tensorflow import random as keras_random  # what layers draw from
 from keras.src.ops.operation import Operation
 
-from tfmp.doctor.subject import Subject, _is_closed, is_graph
+from tfmp.doctor.subject import Subject, is_closed
+from tfmp.doctor.trace import is_graph
 from tfmp.policies.choice import HALF
 
 # Up to this many steps a recurrent layer runs eagerly, and a cell of the user's own is looked at by
@@ -92,7 +93,7 @@ def cast(values, dtype: str, only=HALF):
 
 def opens(operation: Operation) -> bool:
     """Whether the layers within a layer are looked at one by one."""
-    return isinstance(operation, keras.Layer) and not _is_closed(operation)
+    return isinstance(operation, keras.Layer) and not is_closed(operation)
 
 
 def computes(call: Call) -> bool:
@@ -193,7 +194,11 @@ class Recorder:
             return None
         around = self._stack[-1].path if self._stack else None
         own = "/".join(filter(None, (around, operation.name)))
-        return self._paths.get(id(operation), own)
+        path = self._paths.get(id(operation), own)
+        if isinstance(operation, keras.layers.TimeDistributed):
+            # It runs the layer in it within a graph.
+            return f"{path}/{operation.layer.name}"
+        return path
 
     def _on_seed(self, original, seed):
         drawn = original(seed)

@@ -7,13 +7,44 @@ folder and a line of `RULES`.
 from collections.abc import Callable, Iterable
 
 from tfmp.doctor.finding import Finding
-from tfmp.doctor.rules import probed, variables
+from tfmp.doctor.rules import (
+    constants,
+    ids,
+    lossy,
+    outputs,
+    preprocessing,
+    probed,
+    scaling,
+    scopes,
+    sizes,
+    variables,
+    xla,
+)
 from tfmp.doctor.subject import Subject
 
 __all__ = ["RULES"]
 
 RULES: dict[str, Callable[[Subject], Iterable[Finding]]] = {
+    "half_output": outputs.half_output,
+    "half_added_loss": outputs.half_added_loss,
+    "no_loss_scale": scaling.no_loss_scale,
+    "unscaled_loss": scaling.unscaled_loss,
+    "clipped_before_unscaling": scaling.clipped_before_unscaling,
+    "replicas_loss_scale": scaling.replicas_loss_scale,
     "half_variables": variables.half_variables,
+    "half_optimizer_epsilon": variables.half_optimizer_epsilon,
+    "half_loss": variables.half_loss,
+    "constant_overflow": constants.constant_overflow,
+    "constant_underflow": constants.constant_underflow,
+    "rounded_ids": ids.rounded_ids,
+    "lossy_layer": lossy.lossy_layer,
+    "half_preprocessing": preprocessing.half_preprocessing,
+    "half_augmentation": preprocessing.half_augmentation,
+    "outside_scope": scopes.outside_scope,
+    "xla_off": xla.xla_off,
+    "xla_refuses": xla.xla_refuses,
+    "half_resize": xla.half_resize,
+    "misaligned_sizes": sizes.misaligned_sizes,
     "half_overflow": probed.half_overflow,
     "inner_overflow": probed.inner_overflow,
     "flush_to_zero": probed.flush_to_zero,

@@ -1,0 +1,40 @@
+"""Each bad model breaks, is found, and is mended; each look-alike passes."""
+
+import importlib
+
+import pytest
+
+from tfmp import doctor
+from tfmp.doctor.finding import SEVERITIES
+
+FAMILIES = ("outputs", "constants", "scaling", "variables", "ids", "lossy", "preprocessing", "xla")
+MODULES = {name: importlib.import_module(f"cases.{name}") for name in FAMILIES}
+BAD = [(f, name) for f, module in MODULES.items() for name in module.BAD]
+CLEAN = [(f, name) for f, module in MODULES.items() for name in module.CLEAN]
+
+
+# numpy says so of every constant that it makes infinite.
+pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in cast:RuntimeWarning")
+
+
+def serious(findings):
+    return [(x.rule, x.layer, x.message) for x in findings if x.severity != "info"]
+
+
+@pytest.mark.parametrize(("family", "name"), BAD)
+def test_a_bad_model_is_damaged_found_and_mended(family, name):
+    case = MODULES[family].BAD[name]
+    model = case.build()
+    assert case.damaged(model)
+    findings = doctor.diagnose(model)
+    allowed = SEVERITIES[: SEVERITIES.index(case.severity) + 1]
+    found = [(x.rule, x.layer) for x in findings if x.severity in allowed]
+    assert (case.rule, case.layer) in found, findings
+    mended = case.mended() if case.mended else doctor.fix(model, findings)
+    assert not case.damaged(mended)
+    assert (case.rule, case.layer) not in [(x.rule, x.layer) for x in doctor.diagnose(mended)]
+
+
+@pytest.mark.parametrize(("family", "name"), CLEAN)
+def test_a_look_alike_gets_no_warning(family, name):
+    assert not serious(doctor.diagnose(MODULES[family].CLEAN[name]()))

@@ -1,0 +1,91 @@
+"""Integers that half precision rounds to their neighbors."""
+
+from collections.abc import Iterator
+
+from tfmp.doctor import flow
+from tfmp.doctor.finding import Finding
+from tfmp.doctor.ranges import ids_of, of, table_rows
+from tfmp.doctor.subject import Subject
+
+MAKING = ("Cast", "Range", "Cumsum", "Fill")
+
+
+def rounded_ids(subject: Subject) -> Iterator[Finding]:
+    """Ids and positions above 2048 are rounded to even ones in float16.
+
+    float16 holds every integer up to 2048, then every second one, and above 4096 every fourth;
+    bfloat16 every one up to 256 only. A token, a hash or a position beyond that becomes its
+    neighbor, silently: two words share an embedding, two places a position. Keras casts whatever
+    float a layer is called with to its compute dtype, so that ids which come as float32 (the
+    default of `keras.Input`) are rounded on their way into a composite layer or a subclassed model.
+
+    Example:
+        class Embedded(keras.layers.Layer):
+            def __init__(self, **kwargs):
+                super().__init__(**kwargs)
+                self.table = keras.layers.Embedding(30001, 8)
+
+            def call(self, ids):  # 29998 and 29999 arrive as 30000
+                return self.table(keras.ops.cast(ids, "int32"))
+
+        rows = Embedded(dtype="mixed_float16")(np.array([[29998.0, 29999.0]]))
+        np.ptp(rows, axis=1)  # zeros: both are the same row
+
+    Mend:
+        Give ids as integers, `keras.Input(shape, dtype="int32")`, and keep positions int32 or
+        float32 until they are looked up or scaled down. `fix` puts the layer in float32.
+
+    References:
+        https://github.com/deepspeedai/DeepSpeed/issues/5701
+        IEEE 754-2019, binary16: 11 significant bits.
+    """
+    seen: set[str | None] = set()
+    for operation, number, why in _hazards(subject):
+        name = subject.path(operation)
+        if name in seen:
+            continue
+        seen.add(name)
+        dtype = operation.outputs[0].dtype
+        yield Finding(
+            "rounded_ids",
+            "error",
+            name,
+            f"{why} up to {number:g} pass through {dtype.name}, which holds every integer up to "
+            f"{flow.integers(dtype)} only: larger ones are rounded to a neighbor. Keep them int32, "
+            "or compute the layer in float32.",
+            {"largest": number, "exact_up_to": flow.integers(dtype)},
+            (name,) if any(part.path == name for part in subject.parts) else (),
+        )
+
+
+def _hazards(subject):
+    for operation in subject.trace.operations if subject.trace else ():
+        yield from _looked_up(subject, operation)
+        yield from _made(subject, operation)
+
+
+def _looked_up(subject, operation):
+    """Ids of a table that were half on their way."""
+    rows = table_rows(operation, subject.trace)
+    if not rows:
+        return
+    if operation.type != "OneHot" and operation.inputs[0].op.type == "Shape":
+        return
+    half = [x for x in flow.sources(ids_of(operation), flow.ON_IDS) if flow.is_half(x)]
+    if half and rows - 1 > flow.integers(half[0].dtype):
+        # The first of them is where they were rounded.
+        yield half[-1].op, rows - 1, "Ids"
+
+
+def _made(subject, operation):
+    """Integers of a known range that become half."""
+    if operation.type not in MAKING or not flow.is_half(operation.outputs[0]):
+        return
+    if operation.type == "Cast" and flow.is_half(operation.inputs[0]):
+        return
+    tensor = operation.outputs[0] if operation.type != "Cast" else operation.inputs[0]
+    given = of(subject.ranges, tensor)
+    several = given.low != given.high
+    exact = flow.integers(operation.outputs[0].dtype)
+    if given.integral and given.known and several and given.largest > exact:
+        yield operation, given.largest, "Integers"

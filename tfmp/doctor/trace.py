@@ -1,0 +1,322 @@
+"""What the layers of a model do: its operations in a graph, each with the layer that made it.
+
+The model is called once on symbols, in training, as `fit` would trace it: nothing is computed, no
+weight is read. So the rules see what any layer does, Keras' own or not, and its dtypes as they are
+in force.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras.src.models.functional import Functional  # it has no public name
+from keras.src.ops.operation import Operation  # the public one is another class
+from tensorflow.python.framework import func_graph, ops  # no public way to hold a graph open
+
+HALF_TYPES = (tf.float16, tf.bfloat16)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Call:
+    """A call of a layer, or of an operation such as `a + b` in a functional model.
+
+    Attributes:
+        called: The layer or operation.
+        path: Its path by the layers that called it, for what no layer holds.
+        parent: The call that made this one; None: the model itself.
+        arguments: What it was called with: (positional, by name).
+        inputs: Tensors among them, cast to what it computes in.
+        outputs: Tensors that it returned.
+        operations: Operations that it made itself, without those of layers it called.
+    """
+
+    called: Operation
+    path: str
+    parent: "Call | None"
+    arguments: tuple[tuple, dict]
+    inputs: tuple[tf.Tensor, ...]
+    outputs: tuple[tf.Tensor, ...]
+    operations: tuple[tf.Operation, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trace:
+    """A model's operations.
+
+    Attributes:
+        operations: All of them, in the order in which they were made.
+        calls: The calls of layers, callers first.
+        owners: The call that made an operation, by the operation's id.
+        outputs: Tensors that the model returns.
+        losses: What layers added to the loss, by `add_loss` or an activity regularizer: pairs of
+            layer and tensor.
+        variables: The Keras variables that an operation reads, by the operation's id.
+        originals: The values that constants were made of, before they became half, and those of
+            tensors held by layers, by the operation's id.
+        failures: Why parts of the model could not be traced.
+    """
+
+    operations: tuple[tf.Operation, ...]
+    calls: tuple[Call, ...]
+    owners: Mapping[int, Call]
+    outputs: tuple[tf.Tensor, ...]
+    losses: tuple[tuple[keras.Layer, tf.Tensor], ...]
+    variables: Mapping[int, tuple[keras.Variable, ...]]
+    originals: Mapping[int, np.ndarray]
+    failures: tuple[str, ...] = ()
+
+
+def trace(model: keras.Model, inputs=None) -> Trace:
+    """Traces a built model; one without a `call`, such as a GAN, by the models that it holds.
+
+    Args:
+        model: A built model; it stays as it is.
+        inputs: A batch, or tensors of its shapes and dtypes; None: what the model declares.
+    """
+    recorder = _Recorder()
+    outputs: list[tf.Tensor] = []
+    losses: list[tuple[keras.Layer, tf.Tensor]] = []
+    failures: list[str] = []
+    graph = func_graph.FuncGraph("doctor")
+    for root in _roots(model):
+        mistakes = []
+        for specs in _specs(root, inputs if root is model else None):
+            before = len(recorder.spans)
+            try:
+                with graph.as_default(), recorder.recording(model):
+                    outputs += _tensors(_called(root, specs))
+                mistakes = []
+                break
+            except Exception as error:  # whatever a model of the user's raises
+                del recorder.spans[before:]
+                mistakes.append(f"{root.name}: {type(error).__name__}: {error}".partition("\n")[0])
+            finally:
+                losses += _taken_losses(root)
+        failures += mistakes[:1]
+    return _result(model, graph, recorder, outputs, losses, failures)
+
+
+class _Recorder:
+    """Notes which operations were made within which call, and what constants were made of."""
+
+    def __init__(self):
+        self.spans: list[dict] = []
+        self.originals: dict[int, tuple[tf.Operation, np.ndarray]] = {}
+        self._open: list[dict] = []
+
+    @contextlib.contextmanager
+    def recording(self, model):
+        """Notes while layers are called in this context, those of Keras by its one entry."""
+        call, constant = Operation.__call__, ops._create_graph_constant
+
+        def noted_call(operation, *args, **kwargs):
+            if operation is model:
+                return call(operation, *args, **kwargs)
+            return self._noted(call, operation, args, kwargs)
+
+        def noted_constant(value, dtype=None, *args, **kwargs):
+            made = constant(value, dtype, *args, **kwargs)
+            if made.dtype in HALF_TYPES:
+                with contextlib.suppress(TypeError, ValueError):
+                    self.originals[id(made.op)] = made.op, np.asarray(value, "float64")
+            return made
+
+        Operation.__call__, ops._create_graph_constant = noted_call, noted_constant
+        try:
+            yield
+        finally:
+            Operation.__call__, ops._create_graph_constant = call, constant
+            self._open.clear()
+
+    def _noted(self, call, operation, args, kwargs):
+        graph = ops.get_default_graph()
+        parent = self._open[-1] if self._open else None
+        prefix = f"{parent['path']}/" if parent else ""
+        span = {
+            "called": operation,
+            "path": prefix + operation.name,
+            "parent": parent,
+            "arguments": (args, kwargs),
+            "inputs": _tensors([args, kwargs]),
+            "graph": graph,
+            "start": graph.num_operations(),
+        }
+        self.spans.append(span)
+        self._open.append(span)
+        try:
+            result = call(operation, *args, **kwargs)
+        finally:
+            self._open.pop()
+        return self._ended(span, result)
+
+    def _ended(self, span, result):
+        span["end"] = span["graph"].num_operations()
+        span["outputs"] = _tensors(result)
+        return result
+
+
+def _result(model, graph, recorder, outputs, losses, failures) -> Trace:
+    operations: list[tf.Operation] = []
+    owner: dict[int, dict] = {}
+    lists = {id(graph): graph.get_operations()}
+    for span in recorder.spans:
+        made = lists.setdefault(id(span["graph"]), span["graph"].get_operations())
+        own = made[span["start"] : span["end"]]
+        # Keras casts a layer's inputs just before it calls the layer.
+        first = span["start"] - len(span["inputs"])
+        casts = [x.op for x in span["inputs"] if x.op.type == "Cast"]
+        for operation in [*own, *(x for x in made[max(first, 0) : span["start"]] if x in casts)]:
+            owner[id(operation)] = span
+    for operation in graph.get_operations():
+        operations += _within(operation, owner)
+    by_span: dict[int, list] = {id(span): [] for span in recorder.spans}
+    for operation in operations:
+        if id(operation) in owner:
+            by_span[id(owner[id(operation)])].append(operation)
+    calls: dict[int, Call] = {}
+    for span in recorder.spans:
+        calls[id(span)] = Call(
+            span["called"],
+            span["path"],
+            calls.get(id(span["parent"])),
+            span["arguments"],
+            tuple(span["inputs"]),
+            tuple(span["outputs"]),
+            tuple(by_span[id(span)]),
+        )
+    return Trace(
+        operations=tuple(operations),
+        calls=tuple(calls.values()),
+        owners={key: calls[id(span)] for key, span in owner.items()},
+        outputs=tuple(outputs),
+        losses=tuple(losses),
+        variables=_read(operations, model),
+        originals={key: value for key, (_, value) in recorder.originals.items()}
+        | _captured_values(graph),
+        failures=tuple(failures),
+    )
+
+
+def _captured_values(graph) -> dict[int, np.ndarray]:
+    """Values of the tensors that layers hold as attributes, which the graph takes from outside."""
+    return {
+        id(inner.op): outer.numpy()
+        for outer, inner in graph.captures
+        if isinstance(outer, tf.Tensor) and hasattr(outer, "numpy") and outer.dtype != tf.resource
+    }
+
+
+def _within(operation, owner) -> Iterator[tf.Operation]:
+    """An operation and those of the functions that it calls, as loops do."""
+    yield operation
+    for name in ("body", "cond", "then_branch", "else_branch", "f"):
+        try:
+            function = operation.get_attr(name).name
+            graph = operation.graph._get_function(function).graph
+        except (ValueError, AttributeError):
+            continue
+        for inner in graph.get_operations():
+            if id(operation) in owner:
+                owner.setdefault(id(inner), owner[id(operation)])
+            yield from _within(inner, owner)
+
+
+def _read(operations, model) -> dict[int, tuple[keras.Variable, ...]]:
+    """The variables that operations read, also from within loops."""
+    by_handle = {id(v.value.handle): v for v in model.variables if hasattr(v.value, "handle")}
+    captured: dict[int, dict[str, Any]] = {}
+    found = {}
+    for operation in operations:
+        read = []
+        for tensor in operation.inputs:
+            if tensor.dtype != tf.resource:
+                continue
+            while isinstance(getattr(tensor, "graph", None), func_graph.FuncGraph):
+                graph = tensor.graph
+                names = captured.setdefault(
+                    id(graph), {inner.name: outer for outer, inner in graph.captures}
+                )
+                if tensor.name not in names:
+                    break
+                tensor = names[tensor.name]
+            read += [by_handle[id(tensor)]] if id(tensor) in by_handle else []
+        if read:
+            found[id(operation)] = tuple(read)
+    return found
+
+
+def _roots(model) -> list[keras.Layer]:
+    """What is called: the model, or the models it holds where it has no `call`."""
+    if is_graph(model) or type(model).call is not keras.Model.call:
+        return [model]
+    held = model._flatten_layers(include_self=False, recursive=False)
+    return [root for layer in held if isinstance(layer, keras.Model) for root in _roots(layer)]
+
+
+def _specs(root, inputs) -> Iterator[Any]:
+    """Arguments to try, as nested `tf.TensorSpec`."""
+    if inputs is not None:
+        yield [keras.tree.map_structure(_spec, inputs)]
+        return
+    if is_graph(root) and root.built:
+        # (A Sequential model has no `input` before it was called.)
+        given = root.inputs if isinstance(root, keras.Sequential) else [root._inputs_struct]
+        yield keras.tree.map_structure(_spec, given)
+        return
+    shapes = getattr(root, "_build_shapes_dict", None)
+    if not (root.built and shapes):
+        raise_later = "call the model on a batch, or give `inputs`"
+        yield raise_later
+        return
+    # Keras keeps the shapes of the first call, and not its dtypes.
+    for dtype in ("float32", "int32", "int64"):
+        yield [_shaped(shape, dtype) for shape in shapes.values()]
+
+
+def _shaped(shape, dtype):
+    if isinstance(shape, dict):
+        return {key: _shaped(value, dtype) for key, value in shape.items()}
+    if shape and isinstance(shape[0], list | tuple):
+        return type(shape)(_shaped(value, dtype) for value in shape)
+    return tf.TensorSpec(shape, dtype)
+
+
+def _spec(x):
+    if isinstance(x, tf.TensorSpec):
+        return x
+    if not hasattr(x, "dtype"):
+        x = np.asarray(x)
+    return tf.TensorSpec(x.shape, tf.as_dtype(keras.backend.standardize_dtype(x.dtype)))
+
+
+def is_graph(layer: keras.Layer) -> bool:
+    """Whether it only passes on what its layers compute: a functional or Sequential model."""
+    kinds = (keras.Sequential, Functional)
+    return isinstance(layer, kinds) and type(layer).call in [kind.call for kind in kinds]
+
+
+def _called(root, specs):
+    if isinstance(specs, str):
+        raise ValueError(specs)
+    arguments = tf.nest.map_structure(
+        lambda spec: tf.compat.v1.placeholder(spec.dtype, spec.shape), specs
+    )
+    return root(*arguments, training=True) if root._call_has_training_arg else root(*arguments)
+
+
+def _tensors(structure) -> list[tf.Tensor]:
+    return [x for x in keras.tree.flatten(structure) if tf.is_tensor(x) and hasattr(x, "op")]
+
+
+def _taken_losses(root) -> list[tuple[keras.Layer, tf.Tensor]]:
+    """The losses that layers have added, which would stay with them as symbols of the graph."""
+    found = []
+    for layer in root._flatten_layers():
+        found += [(layer, x) for x in layer._losses if hasattr(x, "graph")]
+        layer._losses.clear()
+        layer._loss_ids.clear()
+    return found
