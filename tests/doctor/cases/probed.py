@@ -6,7 +6,6 @@ Each function builds a model under the global policy and gives it with a batch: 
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal
 
 import keras
 import numpy as np
@@ -22,15 +21,16 @@ class Bad:
         build: Builds it.
         rule: The rule that finds it.
         layer: The layer that it names; None: the model.
-        damage: What goes wrong under mixed_float16 and not under float32: the outputs are "not
-            finite" or "wrong", the gradients are "not finite" or "lost".
+        damage: What goes wrong in half and not in float32, a key of `DAMAGE` in the tests.
+        mended: Builds it as the finding says; None: `fix` mends it.
         policy: Policy of the model.
     """
 
     build: Callable
     rule: str
     layer: str | None
-    damage: Literal["outputs not finite", "outputs wrong", "gradients not finite", "gradients lost"]
+    damage: str
+    mended: Callable | None = None
     policy: str = "mixed_float16"
 
 
@@ -39,14 +39,39 @@ def normal(*shape, scale=1.0, shift=0.0):
 
 
 class Compute(keras.layers.Layer):
-    """A layer of the user's own that computes a function, beside layers that it holds."""
+    """A layer of the user's own that computes a function."""
 
-    def __init__(self, function, *held, **kwargs):
+    def __init__(self, function, **kwargs):
         super().__init__(**kwargs)
-        self.function, self.held = function, held
+        self.function = function
 
     def call(self, inputs):
-        return self.function(inputs, *self.held)
+        return self.function(inputs)
+
+    def get_config(self):
+        return super().get_config() | {"function": self.function}
+
+
+@keras.saving.register_keras_serializable(package="cases")
+class Growing(keras.layers.Layer):
+    """A cell whose state grows with each step."""
+
+    state_size = output_size = 4
+
+    def call(self, inputs, states):
+        state = states[0] * 3 + inputs
+        return state, [state]
+
+
+@keras.saving.register_keras_serializable(package="cases")
+class Square(keras.layers.Layer):
+    """A square that is made small too late."""
+
+    def call(self, inputs):
+        return inputs * inputs * 1e-4
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
 
 
 def around(function, features=8, name="planted", head=4, **options):
@@ -126,7 +151,7 @@ def small_epsilon():
     return model, normal(8, 8) * (np.arange(8) % 2)[:, None]  # every other row is zeros
 
 
-def in_subclass():
+def in_subclass(order=lambda x: ops.square(x) * 1e-4):
     """A subclassed model that squares raw values itself, around its layers."""
 
     class Net(keras.Model):
@@ -136,7 +161,7 @@ def in_subclass():
             self.head = layers.Dense(2, dtype="float32", name="head")
 
         def call(self, inputs):
-            return self.head(self.inner(ops.square(inputs) * 1e-4))
+            return self.head(self.inner(order(inputs)))
 
     model = Net()
     model(normal(2, 4))
@@ -180,18 +205,10 @@ def unit_normalization():
 
 
 def cell():
-    """A cell of the user's own whose state grows with each step."""
-
-    class Growing(keras.layers.Layer):
-        state_size = output_size = 4
-
-        def call(self, inputs, states):
-            state = states[0] * 3 + inputs
-            return state, [state]
-
+    """A recurrent layer with a cell of the user's own."""
     inputs = keras.Input((12, 4))
     x = layers.RNN(Growing(name="growing"), name="rnn")(inputs)
-    x = layers.Lambda(lambda x: ops.tanh(x * 1e-5), dtype="float32")(x)
+    x = layers.Lambda(lambda x: ops.tanh(x * 1e-6), dtype="float32")(x)
     return keras.Model(inputs, layers.Dense(2, dtype="float32")(x)), 1 + np.abs(normal(4, 12, 4))
 
 
@@ -298,25 +315,50 @@ def saturated():
     return trained(around(lambda x: ops.sigmoid(x * 0.1 + 10) * 8), normal(8, 8))
 
 
-def no_loss_scale():
+def no_loss_scale(scaled=False):
     """tensorflow/tensorflow#47884: a mean over many outputs, without a loss scale."""
     inputs = keras.Input((16, 16, 3))
     x = layers.Conv2D(8, 3, padding="same", activation="relu", name="first")(inputs)
     x = layers.Conv2D(8, 3, padding="same", name="second")(x)
     x = layers.Conv2D(1, 1, dtype="float32", name="head")(x)
     model = keras.Model(inputs, x)
-    model.compile(keras.optimizers.Adam(), lambda y, p: 1e-5 * ops.mean(ops.square(p - y)), auto_scale_loss=False)
+    loss = lambda y, p: 1e-5 * ops.mean(ops.square(p - y))
+    model.compile(keras.optimizers.Adam(), loss, auto_scale_loss=scaled)
     return model, normal(4, 16, 16, 3, scale=0.1), np.zeros((4, 16, 16, 1), np.float32)
 
 
-def half_weights():
+def half_weights(policy=None):
     """Weights in float16 that a small step doesn't move."""
-    model = keras.Sequential([keras.Input((4,)), layers.Dense(4, name="only")])
-    model.compile(keras.optimizers.SGD(1e-5), "mse")
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(4, name="only", dtype=policy)])
+    model.compile(keras.optimizers.SGD(1e-6), "mse")
     return model, normal(8, 4), normal(8, 4)
 
 
-def two_networks():
+def in_time_distributed():
+    """A product that overflows, of a layer applied to each step."""
+    inputs = keras.Input((5, 4))
+    x = layers.TimeDistributed(Square(name="each"), name="steps")(inputs)
+    x = layers.Flatten()(x)
+    return keras.Model(inputs, layers.Dense(2, dtype="float32")(x)), normal(4, 5, 4, scale=1000)
+
+
+def operation():
+    """An operation between layers of a functional model: its layers are right."""
+    inputs = keras.Input((8,))
+    x = layers.Dense(8, name="before")(inputs)
+    x = ops.exp(x * 4) * 1e-6
+    return keras.Model(inputs, layers.Dense(2, dtype="float32")(x)), normal(8, 8, scale=4)
+
+
+def two_at_once():
+    """Two layers at fault, the second behind the first."""
+    inputs = keras.Input((8,))
+    x = layers.UnitNormalization(name="unit")(inputs)
+    x = Compute(lambda x: ops.prod(x * 0.3, axis=-1, keepdims=True), name="product")(x)
+    return keras.Model(inputs, layers.Dense(2, dtype="float32")(x)), normal(8, 8, scale=1000)
+
+
+def two_networks(feature=lambda x: ops.square(x) * 1e-4):
     """A GAN's train_step: the discriminator's features are squared beyond 65504."""
 
     class Gan(keras.Model):
@@ -326,7 +368,7 @@ def two_networks():
                 [keras.Input((4,)), layers.Dense(8, name="made")], name="generator"
             )
             inputs = keras.Input((8,))
-            x = Compute(lambda x: ops.square(x) * 1e-4, name="power")(inputs)
+            x = Compute(feature, name="power")(inputs)
             x = layers.Dense(1, dtype="float32", name="verdict")(x)
             self.discriminator = keras.Model(inputs, x, name="discriminator")
 
@@ -336,7 +378,7 @@ def two_networks():
             self.first, self.second = make(), make()
 
         def call(self, inputs):
-            return self.discriminator(self.generator(inputs))
+            return self.discriminator(inputs)
 
         def train_step(self, real):
             noise = tf.random.stateless_normal((tf.shape(real)[0], 4), (1, 2))
@@ -359,30 +401,67 @@ def two_networks():
     return model, normal(8, 8, scale=1000), None
 
 
+def scaled_operation():
+    """`operation` with its exponent limited."""
+    inputs = keras.Input((8,))
+    x = layers.Dense(8, name="before")(inputs)
+    x = ops.exp(ops.minimum(x * 4, 10.0)) * 1e-6
+    return keras.Model(inputs, layers.Dense(2, dtype="float32")(x)), normal(8, 8, scale=4)
+
 BAD = {
+    # Forward.
     "raw_inputs": Bad(raw_inputs, "half_overflow", "first", "outputs not finite"),
     "sum_pooling": Bad(sum_pooling, "half_overflow", "pool", "outputs not finite"),
     "instance_variance": Bad(instance_variance, "inner_overflow", "planted", "outputs wrong"),
-    "unscaled_attention": Bad(unscaled_attention, "half_overflow", "block/scores", "outputs not finite"),
+    "unscaled_attention": Bad(
+        unscaled_attention, "half_overflow", "block/scores", "outputs not finite"
+    ),
     "logsumexp_by_hand": Bad(logsumexp_by_hand, "half_overflow", "planted", "outputs not finite"),
     "small_epsilon": Bad(small_epsilon, "half_overflow", "planted", "outputs not finite"),
-    "in_subclass": Bad(in_subclass, "half_overflow", None, "outputs not finite"),
+    "in_subclass": Bad(
+        in_subclass,
+        "half_overflow",
+        None,
+        "outputs not finite",
+        lambda: in_subclass(lambda x: ops.square(x * 1e-2)),
+    ),
     "deep_inside": Bad(deep_inside, "inner_overflow", "block/cosine", "outputs wrong"),
     "unit_normalization": Bad(unit_normalization, "inner_overflow", "unit", "outputs wrong"),
     "cell": Bad(cell, "half_overflow", "rnn/growing", "outputs wrong"),
     "in_bidirectional": Bad(in_bidirectional, "half_overflow", "both", "outputs not finite"),
-    "product_of_probabilities": Bad(product_of_probabilities, "flush_to_zero", "planted", "outputs wrong"),
+    "in_time_distributed": Bad(
+        in_time_distributed, "half_overflow", "steps/each", "outputs not finite"
+    ),
+    "operation": Bad(operation, "half_overflow", "exp", "outputs not finite", scaled_operation),
+    "two_networks": Bad(two_networks, "half_overflow", "discriminator/power", "outputs not finite"),
+    "two_at_once": Bad(two_at_once, "flush_to_zero", "product", "outputs wrong"),
+    "product_of_probabilities": Bad(
+        product_of_probabilities, "flush_to_zero", "planted", "outputs wrong"
+    ),
     "positions": Bad(positions, "leaves_float32", "phases", "outputs wrong"),
     "merged_variance": Bad(merged_variance, "leaves_float32", "planted", "outputs wrong"),
     "long_sum": Bad(long_sum, "leaves_float32", "sums", "outputs wrong"),
     "timestamps": Bad(timestamps, "leaves_float32", "since", "outputs wrong"),
-    "mixed_constants": Bad(mixed_constants, "fails_in_half", "planted", "outputs wrong"),
+    "mixed_constants": Bad(mixed_constants, "fails_in_half", "planted", "raises"),
+    # Backward.
     "norm_of_zeros": Bad(norm_of_zeros, "backward_overflow", "planted", "gradients not finite"),
     "summed_loss": Bad(summed_loss, "backward_overflow", "first", "gradients not finite"),
     "saturated": Bad(saturated, "backward_loss", "planted", "gradients lost"),
-    "no_loss_scale": Bad(no_loss_scale, "gradient_underflow", None, "gradients lost"),
-    "half_weights": Bad(half_weights, "update_underflow", "only", "gradients lost", "float16"),
-    "two_networks": Bad(two_networks, "half_overflow", "discriminator/power", "outputs not finite"),
+    "no_loss_scale": Bad(
+        no_loss_scale,
+        "gradient_underflow",
+        None,
+        "gradients lost",
+        lambda: no_loss_scale(scaled=True),
+    ),
+    "half_weights": Bad(
+        half_weights,
+        "update_underflow",
+        "only",
+        "weights stay",
+        lambda: half_weights("mixed_float16"),
+        policy="float16",
+    ),
 }
 
 
@@ -466,20 +545,20 @@ def stable_logsumexp():
 
 
 def recurrent():
-    """Recurrent layers of Keras' own and with a cell of the user's, over 60 steps."""
+    """Recurrent layers, one with a cell of the user's."""
 
     class Leaky(keras.layers.Layer):
-        state_size = output_size = 8
+        state_size = output_size = 4
 
         def call(self, inputs, states):
             state = ops.tanh(0.9 * states[0] + 0.1 * inputs)
             return state, [state]
 
-    inputs = keras.Input((60, 8))
-    x = layers.Bidirectional(layers.LSTM(4, return_sequences=True))(inputs)
-    x = layers.RNN(Leaky(), return_sequences=True)(x)
-    x = layers.GRU(4, dropout=0.3, recurrent_dropout=0.2)(x)
-    return trained(keras.Model(inputs, layers.Dense(4, dtype="float32")(x)), normal(4, 60, 8))
+    inputs = keras.Input((24, 8))
+    x = layers.LSTM(4, return_sequences=True)(inputs)
+    x = layers.RNN(Leaky(), return_sequences=True)(x[:, :6])
+    x = layers.Bidirectional(layers.GRU(4, dropout=0.3, recurrent_dropout=0.2))(x)
+    return trained(keras.Model(inputs, layers.Dense(4, dtype="float32")(x)), normal(4, 24, 8))
 
 
 def per_step():
@@ -526,7 +605,7 @@ def tied_weights():
 
 def products_in_logs():
     """The product of probabilities of 16 features, as a sum of logarithms."""
-    model = around(lambda x: ops.sum(ops.log(ops.sigmoid(x)), axis=-1, keepdims=True))
+    model = around(lambda x: ops.sum(ops.log_sigmoid(x), axis=-1, keepdims=True))
     return trained(model, normal(8, 8))
 
 
@@ -576,9 +655,8 @@ def large_loss_scale():
 
 
 def gan():
-    """The GAN of `two_networks` with inputs of a size of 1."""
-    model, inputs, labels = two_networks()
-    return model, inputs / 1000, labels
+    """The GAN of `two_networks` whose features are made small in time."""
+    return two_networks(lambda x: ops.square(x * 1e-2))
 
 
 def own_step():

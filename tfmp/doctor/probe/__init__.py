@@ -88,6 +88,10 @@ def _rounds(run, find, scale, kept):
     faults = []
     for number in range(ROUNDS):
         step = run(scale=scale, kept=kept)
+        if step.error is not None and number:  # it mixes dtypes, as it would so mended
+            step, kept = before
+            break
+        before = step, kept
         found = find(step, kept)
         faults += [dataclasses.replace(fault, behind=number > 0) for _, fault in found]
         kept |= {call.operation for call, _ in found}

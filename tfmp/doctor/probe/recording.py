@@ -106,9 +106,7 @@ class Recorder:
 
     Args:
         subject: The model and its layers' paths.
-        kept: Layers and operations that compute in float32, whatever their policy; what they give
-            is brought into the range of their own dtype, so that what follows is fed as well as
-            it can be.
+        kept: Layers and operations that compute in float32, whatever their policy.
         full: Whether half weights are cast to float32.
 
     Attributes:
@@ -161,7 +159,9 @@ class Recorder:
         self._stack.append(call)
         try:
             if operation in self._kept:
-                outputs = self._in_float32(original, call, given)
+                args, given = cast((call.args, given), "float32")
+                with float32(operation):
+                    outputs = invoke(original, operation, args, given)
             else:
                 with AutocastScope("float32") if self._full else contextlib.nullcontext():
                     outputs = invoke(original, operation, call.args, given)
@@ -175,19 +175,6 @@ class Recorder:
         if parent and parent.operation in self._kept:
             outputs = cast(outputs, "float32")
         return outputs
-
-    def _in_float32(self, original, call, kwargs):
-        own = half_of(call)
-        args, kwargs = cast((call.args, kwargs), "float32")
-        with float32(call.operation):
-            outputs = invoke(original, call.operation, args, kwargs)
-        most = float(tf.as_dtype(own).max)
-
-        def one(x):
-            within = tf.cast(tf.clip_by_value(x, -most, most), own) if is_float(x) else x
-            return with_mask_of(x, within)
-
-        return keras.tree.map_structure(one, outputs)
 
     def _path(self, operation):
         if operation is self._root:
