@@ -41,14 +41,18 @@ def outputs(model, inputs, labels):
     return [np.float32(model(inputs))]
 
 
+def loss(model, inputs, labels):
+    return [np.float32(model.compute_loss(y=labels, y_pred=model(inputs, training=True)))]
+
+
 def gradients(model, inputs, labels):
     """At the scale that a dynamic loss scale, if there is one, settles on."""
     weights = [v._value for v in model.trainable_variables]
     scaled = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
     for scale in (2.0**15, 2.0**10, 2.0**5, 1.0) if scaled else (1.0,):
         with tf.GradientTape() as tape:
-            loss = model.compute_loss(y=labels, y_pred=model(inputs, training=True)) * scale
-        found = [np.float32(g) / scale for g in tape.gradient(loss, weights)]
+            scalar = model.compute_loss(y=labels, y_pred=model(inputs, training=True)) * scale
+        found = [np.float32(g) / scale for g in tape.gradient(scalar, weights)]
         if finite(found):
             break
     return found
@@ -89,6 +93,7 @@ def moved(model, inputs, labels):
 DAMAGE = {
     "outputs not finite": (outputs, not_finite),
     "outputs wrong": (outputs, wrong),
+    "loss not finite": (loss, not_finite),
     "gradients not finite": (gradients, not_finite),
     "gradients lost": (gradients, lost),
     "weights stay": (moved, lambda half, full: np.mean(half[0]) < 0.5 < np.mean(full[0])),

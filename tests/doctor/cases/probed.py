@@ -74,6 +74,14 @@ class Square(keras.layers.Layer):
         return input_shape
 
 
+@keras.saving.register_keras_serializable(package="cases")
+class SumOfSquares(keras.regularizers.Regularizer):
+    """Small, but for its sum."""
+
+    def __call__(self, x):
+        return 1e-3 * ops.sum(ops.square(x))
+
+
 def around(function, features=8, name="planted", head=4, **options):
     """A small functional model with a layer of a function in its middle."""
     inputs = keras.Input((features,))
@@ -358,6 +366,14 @@ def two_at_once():
     return keras.Model(inputs, layers.Dense(2, dtype="float32")(x)), normal(8, 8, scale=1000)
 
 
+def added_loss():
+    """A layer that adds the sum of its squares to the loss."""
+    inputs = keras.Input((8,))
+    x = layers.Dense(8, name="added", activity_regularizer=SumOfSquares())(inputs)
+    model = keras.Model(inputs, layers.Dense(4, dtype="float32")(x))
+    return trained(model, normal(64, 8, scale=40))
+
+
 def two_networks(feature=lambda x: ops.square(x) * 1e-4):
     """A GAN's train_step: the discriminator's features are squared beyond 65504."""
 
@@ -442,6 +458,7 @@ BAD = {
     "merged_variance": Bad(merged_variance, "leaves_float32", "planted", "outputs wrong"),
     "long_sum": Bad(long_sum, "leaves_float32", "sums", "outputs wrong"),
     "timestamps": Bad(timestamps, "leaves_float32", "since", "outputs wrong"),
+    "added_loss": Bad(added_loss, "half_overflow", "added", "loss not finite"),
     "mixed_constants": Bad(mixed_constants, "fails_in_half", "planted", "raises"),
     # Backward.
     "norm_of_zeros": Bad(norm_of_zeros, "backward_overflow", "planted", "gradients not finite"),

@@ -12,7 +12,7 @@ import keras
 
 from tfmp import loss_scale
 from tfmp.doctor.probe.batch import Batch, draw, labels_for, tensors
-from tfmp.doctor.probe.faults import backward_faults, forward_faults, outside, raises, spans
+from tfmp.doctor.probe.faults import added_faults, backward_faults, forward_faults, outside, raises, spans
 from tfmp.doctor.probe.step import Step, take, unchanged
 from tfmp.doctor.probe.underflow import finite, fitting_scale, underflows
 from tfmp.doctor.probe.values import Fault, Probe, Span, Underflow
@@ -50,53 +50,62 @@ def probe(subject: Subject, inputs=None, labels=None) -> Probe | None:
             restore()
             return take(subject, batch, **how)
 
+        reference = run(full=True)
         first = run()
         if first.error is not None:
-            reference = run(full=True)
             if first.failed is not None and reference.failed is None:
                 return Probe(drawn, (raises(first),), error=str(first.error))
-            if not batch.own_loss:  # a `train_step` that needs more than this batch
-                batch = dataclasses.replace(batch, own_loss=True)
-        step, faults, kept = _rounds(run, forward_faults, 1.0, frozenset())
-        error = None if step.error is None else str(step.error)
-        reach = spans(step)
-        if error is not None:
-            return Probe(drawn, tuple(faults), reach, error=error)
-        if not finite(step):
-            step, found, kept = _rounds(run, backward_faults, 1.0, kept)
-            faults += found
-            if not faults and finite(run(full=True)):
-                faults = [outside(step)]
-        unscaled = step
-        wanted = _wanted_scale(subject) if step.scaled else None
-        scale, scaled = (1.0 if finite(step) else None), None
-        if wanted and scale:
-            scale = fitting_scale(step, wanted)
-            while not finite(scaled := run(scale=scale, kept=kept)) and scale > 1:
-                scale /= 4
-        if scale:
-            faults += [fault for _, fault in backward_faults(scaled or unscaled, kept)]
-        lost = underflows(subject, run(full=True), unscaled, scaled, scale or 1.0)
-    unjudged = step.unjudged | unscaled.unjudged | (scaled.unjudged if scaled else {})
+            # It may be a `train_step` that needs more than this batch.
+            batch = dataclasses.replace(batch, own_loss=True)
+            reference, first = run(full=True), run()
+        if first.error is not None:
+            found = [fault for _, fault in forward_faults(first)]
+            return Probe(drawn, tuple(found), spans(first), error=str(first.error))
+        return _judged(subject, run, drawn, reference, first)
+
+
+def _judged(subject, run, drawn, reference, first) -> Probe:
+    """What there is to say of steps that run."""
+    step, faults, kept = _rounds(run, forward_faults, first, frozenset())
+    faults += added_faults(subject, first, reference)
+    reach = spans(step)
+    if not finite(step):
+        step, found, kept = _rounds(run, backward_faults, step, kept)
+        faults += found
+        if not faults and finite(reference):
+            faults = [outside(step)]
+    wanted = _wanted_scale(subject) if step.scaled else None
+    scale, scaled = (1.0 if finite(step) else None), None
+    if wanted and scale:
+        scale = fitting_scale(step, wanted)
+        while not finite(scaled := run(scale=scale, kept=kept)) and scale > 1:
+            scale /= 4
+    if scale:
+        faults += [fault for _, fault in backward_faults(scaled or step, kept)]
     return Probe(
-        drawn, tuple(faults), reach, lost, scale, wanted, unjudged=tuple(unjudged.values())
+        drawn,
+        tuple(faults),
+        reach,
+        underflows(subject, reference, step, scaled, scale or 1.0),
+        scale,
+        wanted,
+        unjudged=tuple((step.unjudged | (scaled.unjudged if scaled else {})).values()),
     )
 
 
-def _rounds(run, find, scale, kept):
+def _rounds(run, find, step, kept):
     """Steps and their faults, the layers at fault in float32 from one to the next."""
     faults = []
     for number in range(ROUNDS):
-        step = run(scale=scale, kept=kept)
-        if step.error is not None and number:  # it mixes dtypes, as it would so mended
-            step, kept = before
-            break
-        before = step, kept
         found = find(step, kept)
         faults += [dataclasses.replace(fault, behind=number > 0) for _, fault in found]
-        kept |= {call.operation for call, _ in found}
         if not found:
             break
+        more = kept | {call.operation for call, _ in found}
+        following = run(kept=more)
+        if following.error is not None:  # it mixes dtypes, as it would so mended
+            break
+        step, kept = following, more
     return step, faults, kept
 
 

@@ -20,6 +20,8 @@ from tfmp.doctor.probe.replay import (
 )
 from tfmp.doctor.probe.step import Step
 from tfmp.doctor.probe.values import Fault, Span
+from tfmp.doctor.subject import Subject
+from tfmp.policies.choice import HALF
 
 # Of a layer called more often than this (a cell, at each step) some calls are looked at.
 CALLS = 4
@@ -39,12 +41,47 @@ def raises(step: Step) -> Fault:
 
 def outside(step: Step) -> Fault:
     """The fault that gradients aren't finite, which no layer makes so: the loss does."""
-    calls = [x for outermost in step.calls for x in outermost.everything()]
-    dtype = next(filter(None, map(half_of, calls)), "float16")
+    dtype = next(filter(None, map(half_of, _calls(step))), "float16")
     taken = compare.largest(x for call in step.calls for x in call.results())
     return Fault(
         None, False, "backward", "overflow", dtype, None, False, None, None, taken, 0.0
     )
+
+
+def added_faults(subject: Subject, step: Step, reference: Step) -> list[Fault]:
+    """Faults in what layers add to the loss: infinite or NaN in half and not in float32.
+
+    Args:
+        subject: The model.
+        step: A step in the model's own precision.
+        reference: The same in float32.
+    """
+    paths = {id(part.layer): part.path for part in subject.parts}
+    found: dict[str | None, Fault] = {}
+    for (layer, half), (_, full) in zip(step.added, reference.added, strict=False):
+        path = paths.get(id(layer))
+        if path not in found and compare.finite(full) and not compare.finite(half):
+            taken = compare.largest(
+                x for call in _calls(step) if call.operation is layer for x in call.inputs()
+            )
+            found[path] = Fault(
+                layer=path,
+                is_layer=True,
+                direction="forward",
+                kind="overflow",
+                dtype=half.dtype.name if half.dtype.name in HALF else layer.compute_dtype,
+                operation="add_loss",
+                inner=False,
+                error=None,
+                explained=None,
+                largest_input=taken,
+                largest_output=compare.largest([full]),
+            )
+    return list(found.values())
+
+
+def _calls(step) -> list[Call]:
+    return [x for outermost in step.calls for x in outermost.everything()]
 
 
 def forward_faults(step: Step, kept=frozenset()) -> list[tuple[Call, Fault]]:
@@ -73,10 +110,9 @@ def _faults(step, direction, kept):
 
 def _by_operation(step, kept) -> dict[int, list[Call]]:
     found = collections.defaultdict(list)
-    for outermost in step.calls:
-        for call in outermost.everything():
-            if half_of(call) and computes(call) and call.operation not in kept:
-                found[id(call.operation)].append(call)
+    for call in _calls(step):
+        if half_of(call) and computes(call) and call.operation not in kept:
+            found[id(call.operation)].append(call)
     return found
 
 
@@ -165,14 +201,13 @@ def _same(one, other) -> bool:
 def spans(step: Step) -> tuple[Span, ...]:
     """How far the float outputs of each layer reach, layers that only pass on left out."""
     found: dict[str | None, Span] = {}
-    for outermost in step.calls:
-        for call in outermost.everything():
-            outputs = call.results()
-            if not outputs or not computes(call):
-                continue
-            largest = compare.largest(outputs)
-            dtype = half_of(call) or outputs[0].dtype.name
-            room = float(np.log2(float(tf.as_dtype(dtype).max) / largest)) if largest else None
-            if call.path not in found or largest > found[call.path].largest:
-                found[call.path] = Span(call.path, dtype, largest, room)
+    for call in _calls(step):
+        outputs = call.results()
+        if not outputs or not computes(call):
+            continue
+        largest = compare.largest(outputs)
+        dtype = half_of(call) or outputs[0].dtype.name
+        room = float(np.log2(float(tf.as_dtype(dtype).max) / largest)) if largest else None
+        if call.path not in found or largest > found[call.path].largest:
+            found[call.path] = Span(call.path, dtype, largest, room)
     return tuple(found.values())

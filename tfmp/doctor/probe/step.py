@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfmp.doctor.probe.batch import Batch, labels_for
-from tfmp.doctor.probe.recording import Call, Recorder, all_float32
+from tfmp.doctor.probe.recording import Call, Recorder, all_float32, is_float
 from tfmp.doctor.subject import Subject
 
 LossScaleOptimizer = keras.optimizers.LossScaleOptimizer
@@ -22,6 +22,7 @@ class Step:
         calls: The outermost calls of layers, in their order.
         gradients: Gradients of the loss times the scale, by the id of the variable.
         scaled: Whether an optimizer scaled the loss.
+        added: (layer, loss) of what layers added to the loss.
         error: What it raised; None: nothing.
         unjudged: What went wrong when layers were run again, by their paths.
         failed: The innermost call that raised it; None: it came from outside of all layers, such as
@@ -31,6 +32,7 @@ class Step:
     calls: list[Call]
     gradients: dict[int, tf.Tensor] = dataclasses.field(default_factory=dict)
     scaled: bool = False
+    added: list[tuple[keras.Layer, tf.Tensor]] = dataclasses.field(default_factory=list)
     error: Exception | None = None
     failed: Call | None = None
     unjudged: dict[str | None, str] = dataclasses.field(default_factory=dict)
@@ -91,6 +93,8 @@ def take(
         except Exception as error:  # whatever a model's own code may raise
             step.error = error
             step.failed = recorder.failed
+    layers = subject.model._flatten_layers()
+    step.added = [(x, loss) for x in layers for loss in x._losses if is_float(loss)]
     return step
 
 

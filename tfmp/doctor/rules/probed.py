@@ -3,12 +3,13 @@
 from collections.abc import Iterator
 
 from tfmp.doctor.finding import Finding, Severity
-from tfmp.doctor.probe.compare import HARM
 from tfmp.doctor.probe.values import Fault, Underflow
 from tfmp.doctor.subject import Subject
 
 # Doublings left to the largest float16; with fewer a finding says so.
 HEADROOM = 2.0
+# Error, and loss of a gradient by its norm, from which a finding is an error.
+GRAVE = 0.3
 # Share of a layer's gradient, by its numbers, or by its norm, whose loss is a finding.
 LOST_NUMBERS, LOST_NORM = 0.5, 0.1
 
@@ -246,7 +247,7 @@ def gradient_underflow(subject: Subject) -> Iterator[Finding]:
         )
     yield Finding(
         "gradient_underflow",
-        "warning" if probe.drawn or worst.lost < HARM else "error",
+        "warning" if probe.drawn or worst.lost < GRAVE else "error",
         worst.layer if len(lost) == 1 else None,
         f"Gradients {count} are zero {scale} and not in float32: {_percent(_share(worst))} of the "
         f"numbers of {worst.layer}, {_percent(worst.lost)} by norm. {mend}",
@@ -358,7 +359,7 @@ def _faulty(subject, layer) -> bool:
 
 def _finding(rule, subject, fault, text) -> Finding:
     """A finding of a fault: what it was measured on decides how sure it is."""
-    small = fault.error is not None and fault.error < HARM
+    small = fault.error is not None and fault.error < GRAVE
     severity: Severity = "warning" if small or fault.behind or subject.probe.drawn else "error"
     text += f", first in {fault.operation}. " if fault.operation and not fault.inner else ". "
     if fault.behind:
