@@ -42,7 +42,10 @@ def outputs(model, inputs, labels):
 
 
 def loss(model, inputs, labels):
-    return [np.float32(model.compute_loss(y=labels, y_pred=model(inputs, training=True)))]
+    try:
+        return [np.float32(model.compute_loss(y=labels, y_pred=model(inputs, training=True)))]
+    except tf.errors.InvalidArgumentError:
+        return [np.float32(np.nan)]
 
 
 def gradients(model, inputs, labels):

@@ -81,6 +81,9 @@ class SumOfSquares(keras.regularizers.Regularizer):
     def __call__(self, x):
         return 1e-3 * ops.sum(ops.square(x))
 
+    def get_config(self):
+        return {}
+
 
 def around(function, features=8, name="planted", head=4, **options):
     """A small functional model with a layer of a function in its middle."""
@@ -424,6 +427,7 @@ def scaled_operation():
     x = ops.exp(ops.minimum(x * 4, 10.0)) * 1e-6
     return keras.Model(inputs, layers.Dense(2, dtype="float32")(x)), normal(8, 8, scale=4)
 
+
 BAD = {
     # Forward.
     "raw_inputs": Bad(raw_inputs, "half_overflow", "first", "outputs not finite"),
@@ -639,7 +643,9 @@ def small_residuals():
 
     class Scale(keras.layers.Layer):
         def build(self, shape):
-            self.gamma = self.add_weight(shape=(shape[-1],), initializer=keras.initializers.Constant(1e-6))
+            self.gamma = self.add_weight(
+                shape=(shape[-1],), initializer=keras.initializers.Constant(1e-6)
+            )
 
         def call(self, inputs):
             return inputs * self.gamma

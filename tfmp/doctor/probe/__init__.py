@@ -9,10 +9,18 @@ import contextlib
 import dataclasses
 
 import keras
+import tensorflow as tf
 
 from tfmp import loss_scale
 from tfmp.doctor.probe.batch import Batch, draw, labels_for, tensors
-from tfmp.doctor.probe.faults import added_faults, backward_faults, forward_faults, outside, raises, spans
+from tfmp.doctor.probe.faults import (
+    added_faults,
+    backward_faults,
+    forward_faults,
+    outside,
+    raises,
+    spans,
+)
 from tfmp.doctor.probe.step import Step, take, unchanged
 from tfmp.doctor.probe.underflow import finite, fitting_scale, underflows
 from tfmp.doctor.probe.values import Fault, Probe, Span, Underflow
@@ -20,6 +28,8 @@ from tfmp.doctor.subject import Subject
 
 __all__ = ["Fault", "Probe", "Span", "Underflow", "probe"]
 
+# What TensorFlow raises where a device lacks a kernel, which is no fault of the model.
+DEVICE = (tf.errors.NotFoundError, tf.errors.UnimplementedError)
 # How often layers that failed are put in float32 to see what is behind them.
 ROUNDS = 4
 
@@ -52,16 +62,23 @@ def probe(subject: Subject, inputs=None, labels=None) -> Probe | None:
 
         reference = run(full=True)
         first = run()
+        faults = []
         if first.error is not None:
-            if first.failed is not None and reference.failed is None:
-                return Probe(drawn, (raises(first),), error=str(first.error))
+            if reference.error is None and not isinstance(first.error, DEVICE):
+                faults = [raises(first)]
+            if first.failed is not None:
+                return Probe(drawn, tuple(faults), error=str(first.error))
             # It may be a `train_step` that needs more than this batch.
+            error = str(first.error)
             batch = dataclasses.replace(batch, own_loss=True)
             reference, first = run(full=True), run()
         if first.error is not None:
-            found = [fault for _, fault in forward_faults(first)]
-            return Probe(drawn, tuple(found), spans(first), error=str(first.error))
-        return _judged(subject, run, drawn, reference, first)
+            faults += [fault for _, fault in forward_faults(first)]
+            return Probe(drawn, tuple(faults), spans(first), error=str(first.error))
+        found = _judged(subject, run, drawn, reference, first)
+    if faults:
+        found = dataclasses.replace(found, faults=(*faults, *found.faults), error=error)
+    return found
 
 
 def _judged(subject, run, drawn, reference, first) -> Probe:
@@ -111,7 +128,9 @@ def _rounds(run, find, step, kept):
 
 def _wanted_scale(subject) -> float | None:
     """The scale on the loss in training; None where nothing scales it."""
-    scaling = [x for _, x in subject.optimizers if isinstance(x, keras.optimizers.LossScaleOptimizer)]
+    scaling = [
+        x for _, x in subject.optimizers if isinstance(x, keras.optimizers.LossScaleOptimizer)
+    ]
     if scaling:
         return float(loss_scale.optimizer.scale(scaling[0]))
     # As `compile` will do.

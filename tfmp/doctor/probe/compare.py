@@ -33,7 +33,11 @@ class Difference:
 
 def epsilon(dtype: str) -> float:
     """Half of the distance from 1 to the next number of a dtype."""
-    return float(np.finfo(tf.as_dtype(dtype).as_numpy_dtype).eps) / 2 if dtype == "float16" else 2.0**-8
+    return (
+        float(np.finfo(tf.as_dtype(dtype).as_numpy_dtype).eps) / 2
+        if dtype == "float16"
+        else 2.0**-8
+    )
 
 
 def array(tensor) -> np.ndarray:

@@ -30,22 +30,24 @@ CALLS = 4
 def raises(step: Step) -> Fault:
     """The fault that is an error of a layer."""
     call = step.failed
-    assert call is not None
+    if call is None:
+        return Fault(None, False, "forward", "raises", _dtype(step), None, False, None, None, 0, 0)
     layer = isinstance(call.operation, keras.Layer)
-    dtype = half_of(call) or "float16"
+    dtype = half_of(call) or _dtype(step)
     taken = compare.largest(call.inputs())
-    return Fault(
-        call.path, layer, "forward", "raises", dtype, None, False, None, None, taken, 0.0
-    )
+    return Fault(call.path, layer, "forward", "raises", dtype, None, False, None, None, taken, 0)
 
 
 def outside(step: Step) -> Fault:
     """The fault that gradients aren't finite, which no layer makes so: the loss does."""
-    dtype = next(filter(None, map(half_of, _calls(step))), "float16")
     taken = compare.largest(x for call in step.calls for x in call.results())
     return Fault(
-        None, False, "backward", "overflow", dtype, None, False, None, None, taken, 0.0
+        None, False, "backward", "overflow", _dtype(step), None, False, None, None, taken, 0
     )
+
+
+def _dtype(step) -> str:
+    return next(filter(None, map(half_of, _calls(step))), "float16")
 
 
 def added_faults(subject: Subject, step: Step, reference: Step) -> list[Fault]:

@@ -111,7 +111,9 @@ def _has(optimizer, variable) -> bool:
 
 def _steps(optimizer, weights, dtype, gradients, scale):
     """Which numbers of each weight a step of a new optimizer of the same kind moves."""
-    copies = [keras.Variable(v.value, dtype=dtype or v.dtype, name=v.name) for v in weights.values()]
+    copies = [
+        keras.Variable(v.value, dtype=dtype or v.dtype, name=v.name) for v in weights.values()
+    ]
     before = [v.numpy() for v in copies]
     given = [
         tf.cast(tf.cast(gradients[i], "float32") / scale, v.dtype)

@@ -237,7 +237,9 @@ def gradient_underflow(subject: Subject) -> Iterator[Finding]:
         return
     worst = max(lost, key=lambda x: (x.lost, _share(x)))
     count = f"of {len(lost)} layers" if len(lost) > 1 else f"of {worst.layer}"
-    scale = "without a loss scale" if worst.scaled is None else f"at a loss scale of {probe.scale:g}"
+    scale = (
+        "without a loss scale" if worst.scaled is None else f"at a loss scale of {probe.scale:g}"
+    )
     if worst.scaled is None:
         mend = "Train with a loss scale: tfmp.compile, or keras.optimizers.LossScaleOptimizer."
     else:
