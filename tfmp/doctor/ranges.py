@@ -61,6 +61,8 @@ FIXED = {
 
 INTEGRAL = ("Range", "StringToHashBucketFast", "StringToHashBucketStrong", "Floor", "Ceil", "Round")
 
+LARGEST_FLOAT16 = 65504
+
 LARGEST_CONSTANT = 2**20
 
 
@@ -82,6 +84,12 @@ class Range:
     def known(self) -> bool:
         """Whether both bounds are finite."""
         return math.isfinite(self.low) and math.isfinite(self.high)
+
+    @property
+    def ids(self) -> bool:
+        """Whether they may be ids, positions or counts: several integers, and no mask."""
+        several = self.known and self.integral and self.low != self.high
+        return several and (self.low >= 0 or self.largest <= LARGEST_FLOAT16)
 
     @property
     def largest(self) -> float:
