@@ -69,6 +69,11 @@ def computed(function, shape=(4096, 1), dtype="float32"):
     return keras.Model(x, head(layer_of(function)(dtype=HALF, name="computed")(x)))
 
 
+def computed_by(layer):
+    x = keras.Input((1,))
+    return keras.Model(x, head(layer(x)))
+
+
 def confuses(model):
     """29998 and 29999."""
     out = model.predict(np.array([[29998.0, 29999.0]], "float32"), verbose=0).ravel()
@@ -118,6 +123,12 @@ BAD = {
         "rounded_ids",
         "computed",
         repeats(IDS),
+    ),
+    "categories": Bad(
+        lambda: computed_by(layers.CategoryEncoding(5000, "one_hot", dtype=HALF, name="computed")),
+        "rounded_ids",
+        "computed",
+        lambda model: model.predict(np.array([[4097.0]], "float32"), verbose=0)[0, 4097] == 0,
     ),
     "positions": Bad(lambda: computed(positions), "rounded_ids", "computed", repeats(ZEROS)),
     "counted_positions": Bad(lambda: computed(counted), "rounded_ids", "computed", repeats(ZEROS)),

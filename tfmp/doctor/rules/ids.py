@@ -69,7 +69,7 @@ def _hazards(subject):
 def _looked_up(subject, operation):
     """Ids of a table that were half on their way."""
     rows = table_rows(operation, subject.trace)
-    if not rows or (operation.type != "OneHot" and operation.inputs[0].op.type == "Shape"):
+    if not rows or operation.inputs[0].op.type == "Shape":
         return
     passed = list(flow.sources(ids_of(operation), flow.ON_IDS))
     half = [x for x in passed if flow.is_half(x)]
