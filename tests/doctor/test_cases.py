@@ -2,6 +2,7 @@
 
 import importlib
 
+import numpy as np
 import pytest
 
 from tfmp import doctor
@@ -38,3 +39,12 @@ def test_a_bad_model_is_damaged_found_and_mended(family, name):
 @pytest.mark.parametrize(("family", "name"), CLEAN)
 def test_a_look_alike_gets_no_warning(family, name):
     assert not serious(doctor.diagnose(MODULES[family].CLEAN[name]()))
+
+
+def test_a_subclass_that_is_given_float_ids_is_found():
+    model = MODULES["ids"].subclassed()
+    ids = np.array([[29998.0, 29999.0]], "float32")
+    assert MODULES["ids"].confuses(model)
+    found = [(x.rule, x.layer, x.severity) for x in doctor.diagnose(model, ids)]
+    assert ("rounded_ids", None, "error") in found
+    assert not serious(doctor.diagnose(model, ids.astype("int32")))

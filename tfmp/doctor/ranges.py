@@ -61,6 +61,11 @@ FIXED = {
 
 INTEGRAL = ("Range", "StringToHashBucketFast", "StringToHashBucketStrong", "Floor", "Ceil", "Round")
 
+# What has a column for each id, instead of a row in a table.
+COUNTING = ("OneHot", "DenseBincount", "Bincount")
+
+LARGEST_FLOAT16 = 65504
+
 LARGEST_CONSTANT = 2**20
 
 
@@ -82,6 +87,12 @@ class Range:
     def known(self) -> bool:
         """Whether both bounds are finite."""
         return math.isfinite(self.low) and math.isfinite(self.high)
+
+    @property
+    def ids(self) -> bool:
+        """Whether they may be ids, positions or counts: several integers, and no mask."""
+        several = self.known and self.integral and self.low != self.high
+        return several and (self.low >= 0 or self.largest <= LARGEST_FLOAT16)
 
     @property
     def largest(self) -> float:
@@ -122,9 +133,12 @@ def of(found, tensor) -> Range:
 
 def table_rows(operation, trace=None) -> int | None:
     """How many rows the table has that an operation looks up; None: it is no such operation."""
-    if operation.type == "OneHot":
-        depth = tensor_util.constant_value(operation.inputs[1])
-        return None if depth is None else int(depth)
+    if operation.type in COUNTING:
+        depth = operation.inputs[1]
+        # A count goes as far as the largest id, up to a limit.
+        bounds = depth.op.inputs if depth.op.type == "Minimum" else [depth]
+        known = [x for x in map(tensor_util.constant_value, bounds) if x is not None]
+        return int(known[0]) if known else None
     if operation.type in ("GatherV2", "Gather"):
         return operation.inputs[0].shape.as_list()[0] if operation.inputs[0].shape.rank else None
     if operation.type == "ResourceGather" and trace is not None:
@@ -135,7 +149,7 @@ def table_rows(operation, trace=None) -> int | None:
 
 def ids_of(operation) -> tf.Tensor:
     """The ids by which an operation of `table_rows` looks up."""
-    return operation.inputs[0 if operation.type == "OneHot" else 1]
+    return operation.inputs[0 if operation.type in COUNTING else 1]
 
 
 def _rows(trace) -> dict[tuple[int, int], int]:

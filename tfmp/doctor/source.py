@@ -126,7 +126,8 @@ def clips_in_apply(optimizer) -> str | None:
     for name in ("apply", "apply_gradients"):
         tree = _methods(type(optimizer)).get(name)
         if tree is not None:
-            arguments = [x.arg for x in tree.body[0].args.args[1:2]]
+            definition = next(x for x in ast.walk(tree) if isinstance(x, ast.FunctionDef))
+            arguments = [x.arg for x in definition.args.args[1:2]]
             found = _clipped(tree, arguments)
             if found:
                 return found

@@ -84,6 +84,10 @@ class Subject:
         """Whether any layer computes in float16."""
         return any(part.layer.compute_dtype == "float16" for part in self.half_parts)
 
+    def float32(self, path: str | None) -> tuple[str, ...]:
+        """What a finding's `float32` is to hold, to put this path in float32: none if no layer."""
+        return (path,) if path and any(part.path == path for part in self.parts) else ()
+
     def path(self, operation) -> str | None:
         """Where an operation of the trace was made: a layer's path; None: in the model's own call.
 

@@ -58,6 +58,7 @@ class Trace:
         originals: The values that constants were made of, before they became half, and those of
             tensors held by layers, by the operation's id.
         failures: Why parts of the model could not be traced.
+        guessed: Whether the dtypes of its inputs are not known; it was called with float32.
     """
 
     operations: tuple[tf.Operation, ...]
@@ -68,6 +69,7 @@ class Trace:
     variables: Mapping[int, tuple[keras.Variable, ...]]
     originals: Mapping[int, np.ndarray]
     failures: tuple[str, ...] = ()
+    guessed: bool = False
 
 
 def trace(model: keras.Model, inputs=None) -> Trace:
@@ -83,7 +85,7 @@ def trace(model: keras.Model, inputs=None) -> Trace:
     failures: list[str] = []
     graph = func_graph.FuncGraph("doctor")
     for root in _roots(model):
-        mistakes = []
+        mistakes: list[str] = []
         for specs in _specs(root, inputs if root is model else None):
             before = len(recorder.spans)
             try:
@@ -97,7 +99,7 @@ def trace(model: keras.Model, inputs=None) -> Trace:
             finally:
                 losses += _taken_losses(root)
         failures += mistakes[:1]
-    return _result(model, graph, recorder, outputs, losses, failures)
+    return _result(model, inputs, graph, recorder, outputs, losses, failures)
 
 
 class _Recorder:
@@ -106,6 +108,8 @@ class _Recorder:
     def __init__(self):
         self.spans: list[dict] = []
         self.originals: dict[int, tuple[tf.Operation, np.ndarray]] = {}
+        # Where the model's own call begins, behind the casts of its inputs, by the graph's id.
+        self.begins: dict[int, int] = {}
         self._open: list[dict] = []
 
     @contextlib.contextmanager
@@ -115,6 +119,7 @@ class _Recorder:
 
         def noted_call(operation, *args, **kwargs):
             if operation is model:
+                self.begins[id(ops.get_default_graph())] = ops.get_default_graph().num_operations()
                 return call(operation, *args, **kwargs)
             return self._noted(call, operation, args, kwargs)
 
@@ -159,7 +164,7 @@ class _Recorder:
         return result
 
 
-def _result(model, graph, recorder, outputs, losses, failures) -> Trace:
+def _result(model, inputs, graph, recorder, outputs, losses, failures) -> Trace:
     operations: list[tf.Operation] = []
     owner: dict[int, dict] = {}
     lists = {id(graph): graph.get_operations()}
@@ -167,9 +172,12 @@ def _result(model, graph, recorder, outputs, losses, failures) -> Trace:
         made = lists.setdefault(id(span["graph"]), span["graph"].get_operations())
         own = made[span["start"] : span["end"]]
         # Keras casts a layer's inputs just before it calls the layer.
-        first = span["start"] - len(span["inputs"])
+        parent = span["parent"]
+        within = parent is not None and parent["graph"] is span["graph"]
+        begin = parent["start"] if within else recorder.begins.get(id(span["graph"]), 0)
+        first = max(span["start"] - len(span["inputs"]), begin)
         casts = [x.op for x in span["inputs"] if x.op.type == "Cast"]
-        for operation in [*own, *(x for x in made[max(first, 0) : span["start"]] if x in casts)]:
+        for operation in [*own, *(x for x in made[first : span["start"]] if x in casts)]:
             owner[id(operation)] = span
     for operation in graph.get_operations():
         operations += _within(operation, owner)
@@ -198,6 +206,7 @@ def _result(model, graph, recorder, outputs, losses, failures) -> Trace:
         originals={key: value for key, (_, value) in recorder.originals.items()}
         | _captured_values(graph),
         failures=tuple(failures),
+        guessed=inputs is None and not all(map(is_graph, _roots(model))),
     )
 
 

@@ -29,7 +29,7 @@ class Tokens(layers.Layer):
 
 
 class Model(keras.Model):
-    """A subclassed model, which casts its float inputs, too."""
+    """A subclassed model, which would cast float ids, too."""
 
     def __init__(self):
         super().__init__(dtype=HALF)
@@ -60,13 +60,18 @@ def head(x):
 
 def subclassed():
     model = Model()
-    model(np.zeros((1, 2), "float32"))
+    model(np.zeros((1, 2), "int32"))
     return model
 
 
 def computed(function, shape=(4096, 1), dtype="float32"):
     x = keras.Input(shape, dtype=dtype)
     return keras.Model(x, head(layer_of(function)(dtype=HALF, name="computed")(x)))
+
+
+def computed_by(layer):
+    x = keras.Input((1,))
+    return keras.Model(x, head(layer(x)))
 
 
 def confuses(model):
@@ -111,8 +116,19 @@ BAD = {
     "float_ids_of_a_composite_layer": Bad(
         lambda: composite(30001), "rounded_ids", "tokens", confuses
     ),
-    "float_ids_of_a_subclass": Bad(
-        subclassed, "rounded_ids", None, confuses, lambda: composite(30001, "int32")
+    "scaled_too_late": Bad(
+        lambda: computed(
+            lambda layer, x: ops.cast(x, layer.compute_dtype) / 50000, (100,), "int32"
+        ),
+        "rounded_ids",
+        "computed",
+        repeats(IDS),
+    ),
+    "categories": Bad(
+        lambda: computed_by(layers.CategoryEncoding(5000, "one_hot", dtype=HALF, name="computed")),
+        "rounded_ids",
+        "computed",
+        lambda model: model.predict(np.array([[4097.0]], "float32"), verbose=0)[0, 4097] == 0,
     ),
     "positions": Bad(lambda: computed(positions), "rounded_ids", "computed", repeats(ZEROS)),
     "counted_positions": Bad(lambda: computed(counted), "rounded_ids", "computed", repeats(ZEROS)),
@@ -132,6 +148,7 @@ def embedded(dtype):
 
 
 CLEAN = {
+    "integer_ids_of_a_subclass": subclassed,
     "integer_ids": lambda: composite(30001, "int32"),
     "float_ids_of_few_words": lambda: composite(2000),
     "float_ids_of_an_embedding": lambda: embedded("float32"),

@@ -61,7 +61,7 @@ def constant_overflow(subject: Subject) -> Iterator[Finding]:
             + " Compute the layer in float32, or take a constant within the range, such as -3e4 "
             "for a mask.",
             {"value": value, "largest": flow.largest(dtype), "operation": operation.type},
-            _fixable(subject, name),
+            subject.float32(name),
         )
 
 
@@ -103,7 +103,7 @@ def constant_underflow(subject: Subject) -> Iterator[Finding]:
             + "the fraction, root or logarithm that it is to guard gives infinity or NaN where the "
             "rest is zero. Compute the layer in float32, or take 1e-4 or more.",
             {"value": value, "smallest": flow.smallest(dtype), "operation": operation.type},
-            _fixable(subject, name),
+            subject.float32(name),
         )
 
 
@@ -112,10 +112,6 @@ def _by_layer(subject, hazards):
     for operation, value, severity in hazards:
         found.setdefault(subject.path(operation), []).append((operation, value, severity))
     return found
-
-
-def _fixable(subject, name):
-    return (name,) if any(part.path == name for part in subject.parts) else ()
 
 
 def _half_constants(subject):
@@ -138,8 +134,8 @@ def _overflows(subject):
         if not given.known or given.largest < flow.largest(dtype) * (1 + 2.0**-12):
             continue
         value = given.low if abs(given.low) > abs(given.high) else given.high
-        if dtype == tf.bfloat16 or (given.integral and operation.inputs):
-            continue  # ids and raw integers have a rule of their own
+        if dtype == tf.bfloat16 or (operation.type == "Cast" and given.ids):
+            continue  # ids have a rule of their own
         severity = _overflow_severity(operation, value, given)
         if severity:
             yield operation, value, severity

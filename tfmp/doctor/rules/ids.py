@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from tfmp.doctor import flow
-from tfmp.doctor.finding import Finding
+from tfmp.doctor.finding import SEVERITIES, Finding
 from tfmp.doctor.ranges import ids_of, of, table_rows
 from tfmp.doctor.subject import Subject
 
@@ -39,22 +39,23 @@ def rounded_ids(subject: Subject) -> Iterator[Finding]:
         https://github.com/deepspeedai/DeepSpeed/issues/5701
         IEEE 754-2019, binary16: 11 significant bits.
     """
-    seen: set[str | None] = set()
-    for operation, number, why in _hazards(subject):
+    worst: dict[str | None, tuple] = {}
+    for operation, number, why, severity in _hazards(subject):
         name = subject.path(operation)
-        if name in seen:
-            continue
-        seen.add(name)
+        former = worst.get(name)
+        if former is None or SEVERITIES.index(severity) < SEVERITIES.index(former[3]):
+            worst[name] = operation, number, why, severity
+    for name, (operation, number, why, severity) in worst.items():
         dtype = operation.outputs[0].dtype
         yield Finding(
             "rounded_ids",
-            "error",
+            severity,
             name,
             f"{why} up to {number:g} pass through {dtype.name}, which holds every integer up to "
             f"{flow.integers(dtype)} only: larger ones are rounded to a neighbor. Keep them int32, "
             "or compute the layer in float32.",
             {"largest": number, "exact_up_to": flow.integers(dtype)},
-            (name,) if any(part.path == name for part in subject.parts) else (),
+            subject.float32(name),
         )
 
 
@@ -62,19 +63,23 @@ def _hazards(subject):
     for operation in subject.trace.operations if subject.trace else ():
         yield from _looked_up(subject, operation)
         yield from _made(subject, operation)
+        yield from _scaled(subject, operation)
 
 
 def _looked_up(subject, operation):
     """Ids of a table that were half on their way."""
     rows = table_rows(operation, subject.trace)
-    if not rows:
+    if not rows or operation.inputs[0].op.type == "Shape":
         return
-    if operation.type != "OneHot" and operation.inputs[0].op.type == "Shape":
-        return
-    half = [x for x in flow.sources(ids_of(operation), flow.ON_IDS) if flow.is_half(x)]
+    passed = list(flow.sources(ids_of(operation), flow.ON_IDS))
+    half = [x for x in passed if flow.is_half(x)]
     if half and rows - 1 > flow.integers(half[0].dtype):
+        given = any(x.op.type == "Placeholder" and x.dtype == "float32" for x in passed)
+        # A model that doesn't say so may get integers, which no layer casts.
+        unknown = subject.trace.guessed and given
+        why = "Ids, if they are given as floats," if unknown else "Ids"
         # The first of them is where they were rounded.
-        yield half[-1].op, rows - 1, "Ids"
+        yield half[-1].op, rows - 1, why, "info" if unknown else "error"
 
 
 def _made(subject, operation):
@@ -85,7 +90,22 @@ def _made(subject, operation):
         return
     tensor = operation.outputs[0] if operation.type != "Cast" else operation.inputs[0]
     given = of(subject.ranges, tensor)
-    several = given.low != given.high
-    exact = flow.integers(operation.outputs[0].dtype)
-    if given.integral and given.known and several and given.largest > exact:
-        yield operation, given.largest, "Integers"
+    if given.ids and given.largest > flow.integers(operation.outputs[0].dtype):
+        yield operation, given.largest, "Integers", "error"
+
+
+def _scaled(subject, operation):
+    """Integers of an unknown range that are divided by a large number once they are half."""
+    if operation.type != "Cast" or not flow.is_half(operation.outputs[0]):
+        return
+    if not operation.inputs[0].dtype.is_integer or of(subject.ranges, operation.inputs[0]).known:
+        return
+    for user, index in flow.uses(operation.outputs[0]):
+        if user.type not in ("RealDiv", "Mul") or (user.type == "RealDiv" and index):
+            continue
+        factor = of(subject.ranges, user.inputs[1 - index])
+        if not factor.known or factor.low != factor.high or not factor.low:
+            continue
+        number = abs(factor.low) if user.type == "RealDiv" else 1 / abs(factor.low)
+        if number > flow.integers(operation.outputs[0].dtype):
+            yield operation, number, "Integers, by what they are divided by", "warning"

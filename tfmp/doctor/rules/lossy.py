@@ -35,7 +35,8 @@ PRODUCTS = {"BatchMatMulV2", "BatchMatMul", "MatMul", "Einsum", "Conv2D", "Conv3
 # got, or are covered by the rules of constants.
 REDUCTIONS = {
     "Sum", "Mean", "Prod", "Cumsum", "Cumprod", "L2Loss", "Square", "SquaredDifference", "Pow",
-    "Exp", "Expm1", "Cumlogsumexp", "EuclideanNorm", "AvgPool", "AvgPool3D", "BiasAddGrad",
+    "Exp", "Expm1", "Cumlogsumexp", "EuclideanNorm", "AvgPool", "AvgPool3D", "Log", "Log1p",
+    "Rsqrt", "Reciprocal",
 }  # fmt: skip
 LARGEST_PROBE = 2**22
 

@@ -97,7 +97,7 @@ def half_added_loss(subject: Subject) -> Iterator[Finding]:
                 "can't be added to the model's float32 loss. Cast before the sum, or give the "
                 'layer dtype="float32".',
                 {"dtype": tensor.dtype.name},
-                (name,) if name else (),
+                subject.float32(name),
             )
 
 
@@ -113,5 +113,4 @@ def _walk(tensor):
 def _layers(subject, walk):
     """Paths of the layers that have to be float32, the last one first."""
     names = dict.fromkeys(subject.path(x.op) for x in walk if flow.is_half(x))
-    known = {part.path for part in subject.parts}
-    return tuple(name for name in names if name in known)
+    return tuple(x for name in names for x in subject.float32(name))

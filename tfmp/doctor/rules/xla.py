@@ -166,7 +166,7 @@ def half_resize(subject: Subject) -> Iterator[Finding]:
             f"XLA can't compile the gradient of {operation.type} in "
             f'{operation.inputs[0].dtype.name}: give the layer dtype="float32".',
             {"operation": operation.type, "dtype": operation.inputs[0].dtype.name},
-            (name,) if any(part.path == name for part in subject.parts) else (),
+            subject.float32(name),
         )
 
 
