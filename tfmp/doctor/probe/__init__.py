@@ -78,13 +78,13 @@ def probe(subject: Subject, inputs=None, labels=None) -> Probe | None:
         found = _judged(subject, run, drawn, reference, first)
     if faults:
         found = dataclasses.replace(found, faults=(*faults, *found.faults), error=error)
-    return found
+    return dataclasses.replace(found, guessed=batch.own_loss and subject.loss is None)
 
 
 def _judged(subject, run, drawn, reference, first) -> Probe:
     """What there is to say of steps that run."""
     step, faults, kept = _rounds(run, forward_faults, first, frozenset())
-    faults += added_faults(subject, first, reference)
+    faults += [] if faults else added_faults(subject, first, reference)
     reach = spans(step)
     if not finite(step):
         step, found, kept = _rounds(run, backward_faults, step, kept)

@@ -7,8 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-# Rows of a drawn batch: more where they are small, 2 of an image of 224 px, which take a minute less
-# than 8.
+# Rows of a drawn batch: fewer where they are large, such as images of 224 px.
 ROWS, FEW_ROWS, LARGE = 8, 2, 2**14
 # What stands for sides that a model leaves open: images of 64 px, sequences of 16.
 IMAGE_SIDE, LENGTH = 64, 16

@@ -18,7 +18,8 @@ HARM = {"float16": 0.1, "bfloat16": 0.3}
 # By how far what rounding moves exceeds a result that is nothing but the rounding of float32.
 NOUGHT = 1000
 
-# The smallest number above zero.
+# Half of the distance from 1 to the next number, and the smallest number above zero.
+EPSILON = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
 QUANTUM = {"float16": 2.0**-24, "bfloat16": 2.0**-133}
 
 
@@ -29,15 +30,6 @@ class Difference:
     kind: Kind
     error: float | None
     explained: float | None
-
-
-def epsilon(dtype: str) -> float:
-    """Half of the distance from 1 to the next number of a dtype."""
-    return (
-        float(np.finfo(tf.as_dtype(dtype).as_numpy_dtype).eps) / 2
-        if dtype == "float16"
-        else 2.0**-8
-    )
 
 
 def array(tensor) -> np.ndarray:
@@ -88,7 +80,7 @@ def compare(half, full, move, dtype: str, forward: bool) -> Difference | None:
     moved = array(move())
     both = good & np.isfinite(moved)
     rounding = _size(np.subtract(moved, full, out=np.zeros_like(full), where=both))
-    rounding += epsilon(dtype) * size
+    rounding += EPSILON[dtype] * size
     lost = good & (half == 0) & (full != 0)
     harm = HARM[dtype] * size
     flushed = rounding <= harm and _size(apart[lost]) > 0.7 * error

@@ -1,6 +1,7 @@
 """Judges the calls of a step: which layers compute something else in half than in float32."""
 
 import collections
+import dataclasses
 import functools
 from collections.abc import Iterator
 
@@ -16,7 +17,6 @@ from tfmp.doctor.probe.replay import (
     recorded,
     replay,
     upstream_of,
-    weights_of,
 )
 from tfmp.doctor.probe.step import Step
 from tfmp.doctor.probe.values import Fault, Span
@@ -51,7 +51,7 @@ def _dtype(step) -> str:
 
 
 def added_faults(subject: Subject, step: Step, reference: Step) -> list[Fault]:
-    """Faults in what layers add to the loss: infinite or NaN in half and not in float32.
+    """Faults in the loss and in what layers add to it: not finite in half, finite in float32.
 
     Args:
         subject: The model.
@@ -79,6 +79,9 @@ def added_faults(subject: Subject, step: Step, reference: Step) -> list[Fault]:
                 largest_input=taken,
                 largest_output=compare.largest([full]),
             )
+    for half, full in zip(step.losses, reference.losses, strict=False):
+        if not found and compare.finite(full) and not compare.finite(half):
+            found[None] = dataclasses.replace(outside(step), direction="forward")
     return list(found.values())
 
 
@@ -132,7 +135,7 @@ def _judge(call, step, direction, alone) -> Fault | None:
     fed = call.inputs() if forward else given_to(call) + upstream
     if not all(map(compare.finite, fed)) or (not forward and not upstream):
         return None
-    dtype = half_of(call)
+    dtype = half_of(call) or "float16"
     measured = recorded(call, step.gradients if alone else {})
     try:
         full = replay(call, backward=not forward)
@@ -175,7 +178,7 @@ def _differences(call, measured, full, dtype, forward) -> list[tuple[int, compar
 
     @functools.cache
     def moved():
-        return _of(replay(call, moved=2 * compare.epsilon(dtype), backward=not forward), forward)
+        return _of(replay(call, moved=2 * compare.EPSILON[dtype], backward=not forward), forward)
 
     pairs = zip(_of(measured, forward), _of(full, forward), strict=True)
     for index, (half, right) in enumerate(pairs):

@@ -1,4 +1,4 @@
-"""What each layer of a model was given, gave and passed back, recorded while the model runs eagerly.
+"""What each layer of a model was given, gave and passed back, while the model runs eagerly.
 
 A `Call` is one call of a layer. It can be replayed alone: with the inputs it had, while the layers
 that it called give what they gave. So a fault is seen where it arises and not where it arrives.
@@ -11,9 +11,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 from keras.src.backend import AutocastScope
-from keras.src.backend.tensorflow import random as keras_random  # what layers draw from
 from keras.src.ops.operation import Operation
 
+from tfmp.doctor.probe.patching import as_graph, patched
 from tfmp.doctor.subject import Subject, is_closed
 from tfmp.doctor.trace import is_graph
 from tfmp.policies.choice import HALF
@@ -29,8 +29,8 @@ class Call:
 
     Attributes:
         operation: The layer or operation.
-        path: The layer's, as in `subject.parts`; an operation's name has that of the layer around it
-            in front. None: the model.
+        path: The layer's, as in `subject.parts`; of an operation, its name behind the path of the
+            layer around it. None: the model.
         args: Positional arguments as they came, before the layer cast them.
         kwargs: Those by name, and `training` and `mask` as the layer got them.
         outputs: What it returned.
@@ -125,7 +125,7 @@ class Recorder:
 
     @contextlib.contextmanager
     def recording(self):
-        """Layers called within are recorded; functions that TensorFlow would compile run eagerly."""
+        """Layers called within are recorded; `tf.function`s run eagerly."""
         with patched(self._on_layer, self._on_operation, self._on_seed):
             yield self
 
@@ -196,18 +196,11 @@ class Recorder:
 
 def invoke(original, operation: Operation, args, kwargs):
     """Calls a layer; one of many steps as a graph, since eagerly each step would take as long."""
-    layer = operation
-    if not isinstance(layer, keras.layers.RNN) or not floats(args):
+    inputs = floats(args)
+    recurrent = isinstance(operation, keras.layers.RNN) and inputs
+    if not recurrent or inputs[0].shape[1] <= EAGER_STEPS:
         return original(operation, *args, **kwargs)
-    if floats(args)[0].shape[1] <= EAGER_STEPS:
-        return original(operation, *args, **kwargs)
-    eagerly = tf.config.functions_run_eagerly()
-    tf.config.run_functions_eagerly(False)
-    try:
-        graph = tf.function(lambda: original(operation, *args, **kwargs), autograph=False)
-        return graph.get_concrete_function()()
-    finally:
-        tf.config.run_functions_eagerly(eagerly)
+    return as_graph(lambda: original(operation, *args, **kwargs))
 
 
 def half_of(call: Call) -> str | None:
@@ -220,8 +213,8 @@ def half_of(call: Call) -> str | None:
 
 @contextlib.contextmanager
 def float32(operation: Operation):
-    """A layer computes in float32 within, and so does what a layer of Keras' own made for itself."""
-    layers = []
+    """A layer computes in float32 within; so does what a layer of Keras' own made for itself."""
+    layers: list[keras.Layer] = []
     if isinstance(operation, keras.Layer):
         layers = [operation] if opens(operation) else operation._flatten_layers()
     with all_float32(layers), AutocastScope("float32"):
@@ -250,15 +243,17 @@ def _changing(operation):
     return operation._non_trainable_variables
 
 
-def all_eager(values):
+def all_eager(values) -> bool:
+    """Whether no tensor among nested values is of a graph."""
     return not any(
         isinstance(x, keras.KerasTensor) or (tf.is_tensor(x) and not is_eager(x))
         for x in keras.tree.flatten(values)
-        if not isinstance(x, (tf.RaggedTensor, tf.SparseTensor))
+        if not isinstance(x, tf.RaggedTensor | tf.SparseTensor)
     )
 
 
 def with_mask_of(old, new):
+    """A tensor with the mask that Keras hung on another one."""
     mask = getattr(old, "_keras_mask", None)
     if mask is not None:
         new._keras_mask = mask
@@ -285,45 +280,3 @@ def _tap(values, store):
         return with_mask_of(value, identity(value))
 
     return keras.tree.map_structure(one, values)
-
-
-@contextlib.contextmanager
-def patched(on_layer, on_operation, on_seed):
-    """Calls of layers, of operations and of random numbers go through these functions.
-
-    Random numbers are drawn in float32 and cast, so that both precisions get the same.
-    """
-    layer_call, operation_call = keras.Layer.__call__, Operation.__call__
-    names = ("draw_seed", "dropout", "normal", "truncated_normal", "uniform")
-    drawing = {name: getattr(keras_random, name) for name in names}
-
-    def in_float32(draw):
-        def drawn(*args, dtype=None, **kwargs):
-            return tf.cast(draw(*args, dtype="float32", **kwargs), dtype or keras.config.floatx())
-
-        return drawn
-
-    def dropout(inputs, rate, noise_shape=None, seed=None):
-        if inputs.dtype.name not in HALF:
-            return drawing["dropout"](inputs, rate, noise_shape, seed)
-        ones = tf.ones(tf.shape(inputs), "float32")
-        kept = drawing["dropout"](ones, rate, noise_shape, seed)
-        return inputs * tf.cast(kept, inputs.dtype)
-
-    keras.Layer.__call__ = lambda self, *args, **kwargs: on_layer(layer_call, self, args, kwargs)
-    Operation.__call__ = lambda self, *args, **kwargs: on_operation(
-        operation_call, self, args, kwargs
-    )
-    keras_random.draw_seed = lambda seed: on_seed(drawing["draw_seed"], seed)
-    keras_random.dropout = dropout
-    for name in ("normal", "truncated_normal", "uniform"):
-        setattr(keras_random, name, in_float32(drawing[name]))
-    eagerly = tf.config.functions_run_eagerly()
-    tf.config.run_functions_eagerly(True)
-    try:
-        yield
-    finally:
-        tf.config.run_functions_eagerly(eagerly)
-        keras.Layer.__call__, Operation.__call__ = layer_call, operation_call
-        for name, function in drawing.items():
-            setattr(keras_random, name, function)

@@ -2,12 +2,15 @@
 
 import contextlib
 import dataclasses
+import functools
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from tfmp.doctor.probe.explain import first_nonfinite
+from tfmp.doctor.probe.patching import patched
 from tfmp.doctor.probe.recording import (
     Call,
     cast,
@@ -16,7 +19,6 @@ from tfmp.doctor.probe.recording import (
     invoke,
     is_float,
     opens,
-    patched,
     with_mask_of,
 )
 
@@ -94,13 +96,7 @@ def replay(
     Raises:
         ReplayError: It called other layers than before, or failed.
     """
-    rng = np.random.default_rng(seed)
-
-    def move(x):
-        if x is None or not moved:
-            return x
-        part = 1 - moved * rng.random(x.shape, np.float32)
-        return tf.cast(tf.cast(x, "float32") * part, x.dtype)
+    move = functools.partial(_move, rng=np.random.default_rng(seed), by=moved)
 
     def fed(x):
         # Copies, else what the step computed from them would be part of the gradient.
@@ -110,37 +106,47 @@ def replay(
 
     for variable, value in call.state:
         variable.assign(value)
-    operation = call.operation
     args, kwargs = keras.tree.map_structure(fed, (call.args, call.kwargs))
-    inputs = floats((args, kwargs))
-    weights = [v._value for v in weights_of(call)]
-    upstream = [move(x) for x in upstream_of(call)]
-    wanted = [i for i, x in enumerate(upstream) if x is not None and backward]
-    stubs = _Stubs(call, fed)
-    precision = float32(operation) if full else contextlib.nullcontext()
-    look = contextlib.nullcontext([]) if full else first_nonfinite()
-    look_back = contextlib.nullcontext([]) if full else first_nonfinite()
-    gradients = [None] * (len(given_to(call)) + len(weights))
+    upstream = [x if x is None else move(x) for x in upstream_of(call)] if backward else []
+    look = contextlib.nullcontext if full else first_nonfinite
     try:
-        with tf.GradientTape() as tape, patched(stubs.on_layer, _plainly, stubs.on_seed), precision:
-            tape.watch(inputs)
-            stubs.tape = tape
-            with look as forward:
-                outputs = operation(*args, **kwargs)
-        results = floats(outputs) + stubs.inputs
-        if len(results) != len(upstream) or len(inputs + stubs.outputs) != len(given_to(call)):
-            raise ReplayError(f"{call.path}: it called other layers when called again")
-        if wanted:
-            sources = [*inputs, *stubs.outputs, *weights]
-            came = [tf.cast(upstream[i], results[i].dtype) for i in wanted]
-            with look_back as backward:
-                gradients = tape.gradient([results[i] for i in wanted], sources, came)
+        return _run(call, args, kwargs, upstream, _Stubs(call, fed), full, look)
     except (tf.errors.OpError, TypeError, ValueError, AttributeError) as error:
         raise ReplayError(f"{call.path}: {error}") from error
+
+
+def _run(call, args, kwargs, upstream, stubs, full, look) -> Values:
+    inputs, weights = floats((args, kwargs)), [v._value for v in weights_of(call)]
+    sources = len(given_to(call))
+    precision: Any = float32(call.operation) if full else contextlib.nullcontext()
+    with tf.GradientTape() as tape, patched(stubs.on_layer, _plainly, stubs.on_seed), precision:
+        tape.watch(inputs)
+        stubs.tape = tape
+        with look() as forward:
+            outputs = call.operation(*args, **kwargs)
+    results = floats(outputs) + stubs.inputs
+    if len(results) != len(upstream_of(call)) or len(inputs + stubs.outputs) != sources:
+        raise ValueError("it called other layers when called again")
+    gradients: list = [None] * (sources + len(weights))
+    behind = None
+    wanted = [i for i, x in enumerate(upstream) if x is not None]
+    if wanted:
+        came = [tf.cast(upstream[i], results[i].dtype) for i in wanted]
+        with look() as behind:
+            gradients = tape.gradient(
+                [results[i] for i in wanted], [*inputs, *stubs.outputs, *weights], came
+            )
     gradients = [x if x is None else tf.convert_to_tensor(x) for x in gradients]
-    count = len(inputs) + len(stubs.outputs)
-    first = next(iter(forward), None), next(iter(backward if wanted else []), None)
-    return Values(results, gradients[:count], gradients[count:], first)
+    first = next(iter(forward or []), None), next(iter(behind or []), None)
+    return Values(results, gradients[:sources], gradients[sources:], first)
+
+
+def _move(x, rng, by):
+    """Each number brought towards zero by a random part of up to `by`."""
+    if not by:
+        return x
+    part = 1 - by * rng.random(x.shape, np.float32)
+    return tf.cast(tf.cast(x, "float32") * part, x.dtype)
 
 
 class _Stubs:
@@ -162,7 +168,7 @@ class _Stubs:
         if not self._left or self._left[0].operation is not layer:
             if not call.children:  # they were not recorded, as in a graph
                 return original(layer, *args, **kwargs)
-            raise ReplayError(f"{call.path}: it called its layers in another order")
+            raise ValueError("it called its layers in another order")
         self.inputs += floats((args, kwargs))
         outputs = keras.tree.map_structure(self._fed, self._left.pop(0).outputs)
         self.outputs += floats(outputs)

@@ -21,6 +21,7 @@ class Step:
     Attributes:
         calls: The outermost calls of layers, in their order.
         gradients: Gradients of the loss times the scale, by the id of the variable.
+        losses: The model's loss, each time that it was computed.
         scaled: Whether an optimizer scaled the loss.
         added: (layer, loss) of what layers added to the loss.
         error: What it raised; None: nothing.
@@ -31,6 +32,7 @@ class Step:
 
     calls: list[Call]
     gradients: dict[int, tf.Tensor] = dataclasses.field(default_factory=dict)
+    losses: list[tf.Tensor] = dataclasses.field(default_factory=list)
     scaled: bool = False
     added: list[tuple[keras.Layer, tf.Tensor]] = dataclasses.field(default_factory=list)
     error: Exception | None = None
@@ -40,7 +42,7 @@ class Step:
 
 @contextlib.contextmanager
 def unchanged(subject: Subject):
-    """Gives a function that puts all variables of a model and its optimizers back; so does leaving."""
+    """Gives a function that puts back a model's and its optimizers' variables; so does leaving."""
     model = subject.model
     holders = [model, *(optimizer for _, optimizer in subject.optimizers)]
     variables = {id(v): v for x in holders for v in x.variables}
@@ -84,6 +86,7 @@ def take(
         stack.enter_context(precision)
         for _, optimizer in subject.optimizers:
             stack.enter_context(_intercepted(optimizer, step, scale))
+        stack.enter_context(_overheard(subject.model, step))
         stack.enter_context(recorder.recording())
         try:
             if subject.model.compiled and not batch.own_loss:
@@ -104,6 +107,7 @@ def _plain(subject, batch, step, scale):
         training = {"training": True} if model._call_has_training_arg else {}
         outputs = model(batch.inputs, **training)
         loss = _loss(subject, batch, outputs) + sum(tf.cast(x, "float32") for x in model.losses)
+        step.losses.append(loss)
         loss *= scale
         step.scaled = True
     variables = model.trainable_variables
@@ -121,9 +125,26 @@ def _loss(subject, batch, outputs):
     total = tf.constant(0.0)
     for x in keras.tree.flatten(outputs):
         if x.dtype.is_floating:
-            signs = rng.choice(np.float32([-1, 1]), x.shape)
+            signs = np.float32(rng.choice([-1, 1], x.shape))
             total += tf.reduce_mean(tf.cast(x, "float32") * signs)
     return total
+
+
+@contextlib.contextmanager
+def _overheard(model, step):
+    """What the model's `compute_loss` returns goes to `step`, too."""
+    original = model.compute_loss
+
+    def compute_loss(*args, **kwargs):
+        loss = original(*args, **kwargs)
+        step.losses += [loss] if is_float(loss) else []
+        return loss
+
+    model.__dict__["compute_loss"] = compute_loss
+    try:
+        yield
+    finally:
+        del model.__dict__["compute_loss"]
 
 
 @contextlib.contextmanager

@@ -62,17 +62,13 @@ def underflows(
     found = []
     for path, layer in holders:
         ids = [id(v) for v in layer._trainable_variables if id(v) in reference.gradients]
-        pairs = [
-            [compare.array(x.gradients[i]) if x and i in x.gradients else None for i in ids]
-            for x in (reference, unscaled, scaled)
-        ]
-        if not ids or any(x is None for x in pairs[1]):
+        full, plain = _flat(reference, ids), _flat(unscaled, ids)
+        if full is None or plain is None:
             continue
-        own = [np.concatenate(x) if x and x[0] is not None else None for x in pairs]
-        full, plain, lifted = own
         there = (full != 0) & np.isfinite(full)
         if not there.any():
             continue
+        lifted = _flat(scaled, ids) if scaled else None
         trained = plain if lifted is None else lifted
         lost = np.linalg.norm(full[there & (trained == 0)].astype(np.float64))
         updates = [moved[i] for i in ids if i in moved]
@@ -86,6 +82,13 @@ def underflows(
             )
         )
     return tuple(found)
+
+
+def _flat(step, ids) -> np.ndarray | None:
+    """The gradients of some variables as one array; None where there are none."""
+    if not ids or any(i not in step.gradients for i in ids):
+        return None
+    return np.concatenate([compare.array(step.gradients[i]) for i in ids])
 
 
 def _stuck(subject, reference, step, scale) -> dict[int, float]:

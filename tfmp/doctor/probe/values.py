@@ -14,8 +14,8 @@ class Fault:
         layer: Name or path; None: what the model itself does around its layers.
         is_layer: Whether it is a layer, which can be put in float32; else an operation.
         direction: "forward", or "backward": in the gradients it passes on or those of its weights.
-        kind: "raises": an error where float32 has none; "overflow": infinite where float32 is finite; "nan"; "flush": most of what differs is
-            zero; "departure": it differs otherwise.
+        kind: "raises": an error where float32 has none; "overflow": infinite where float32 is
+            finite; "nan"; "flush": most of what differs is zero; "departure": it differs otherwise.
         dtype: The half dtype.
         operation: TensorFlow operation within which finite numbers became infinite or NaN first,
             such as "Sum"; None where that isn't so, or couldn't be seen.
@@ -64,7 +64,7 @@ class Underflow:
     """How much of a layer's weight gradients, or updates, half loses.
 
     Attributes:
-        layer: Name or path of the layer.
+        layer: Name or path of the layer; None: the model's own weights.
         unscaled: Share of the gradient's numbers that are zero in half and not in float32, without
             loss scale.
         scaled: The same with the loss scale `Probe.scale`; None where nothing scales the loss.
@@ -73,7 +73,7 @@ class Underflow:
             where the weights are float32.
     """
 
-    layer: str
+    layer: str | None
     unscaled: float
     scaled: float | None
     lost: float
@@ -86,6 +86,7 @@ class Probe:
 
     Attributes:
         drawn: Whether the inputs were random, by what the model declares.
+        guessed: Whether the gradients are those of a random sum of outputs, for lack of a loss.
         faults: Where half departs from float32, in the order in which it was found.
         spans: How far each layer's outputs reach, in the order of their calls.
         underflows: Of each layer with weights that get gradients.
@@ -104,3 +105,4 @@ class Probe:
     wanted_scale: float | None = None
     error: str | None = None
     unjudged: tuple[str, ...] = ()
+    guessed: bool = False
