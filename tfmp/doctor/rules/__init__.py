@@ -44,4 +44,5 @@ RULES: dict[str, Callable[[Subject], Iterable[Finding]]] = {
     "xla_refuses": xla.xla_refuses,
     "half_resize": xla.half_resize,
     "misaligned_sizes": sizes.misaligned_sizes,
+    "not_traced": outputs.not_traced,
 }

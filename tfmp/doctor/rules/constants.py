@@ -116,7 +116,7 @@ def _by_layer(subject, hazards):
 
 def _half_constants(subject):
     """(operation, range of what it was in float32) of each half constant, also of cast ones."""
-    for operation in subject.trace.operations if subject.trace else ():
+    for operation in subject.trace.operations:
         if not operation.outputs or not flow.is_half(operation.outputs[0]):
             continue
         if operation.type == "Const" and id(operation) in subject.trace.originals:
