@@ -98,11 +98,10 @@ def trace(model: keras.Model, inputs=None) -> Trace:
         else:
             failures += mistakes[:1]
             # Its layers may be told alone.
-            left += [
-                x for x in root._flatten_layers(include_self=False, recursive=False) if x.built
-            ]
-    guessed = inputs is None and not all(map(is_graph, _roots(model)))
-    return _result(model, taken, failures, guessed)
+            held = root._flatten_layers(include_self=False, recursive=False)
+            left += [layer for layer in held if layer.built]
+    declared = inputs is not None or all(map(is_graph, _roots(model)))
+    return _result(model, taken, failures, guessed=bool(failures) or not declared)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
