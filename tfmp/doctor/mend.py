@@ -16,7 +16,8 @@ def fix(model: keras.Model, findings: Iterable[Finding]) -> keras.Model:
     """A model with the layers in float32 that findings name for it, with the same weights.
 
     What a finding can't mend so (a loss scale, the source of a `train_step`, half variables) stays;
-    its message says what to do. So does what costs speed only, or breaks seldom ("info"). Compile the result by `tfmp.compile`.
+    its message says what to do. So does what costs speed only, or breaks seldom ("info"). Compile
+    the result by `tfmp.compile`.
 
     Args:
         model: The model that `diagnose` looked at.

@@ -16,7 +16,7 @@ ALWAYS = {"Mul", "AddV2", "Add", "Sub", "RealDiv", "BiasAdd", "MatMul", "BatchMa
 HARMLESS = {"ClipByValue", "Less", "LessEqual", "Greater", "GreaterEqual", "Equal", "NotEqual"}
 # What has no finite value, or no finite gradient, at zero; and the input that it is about.
 SINGULAR = {"Rsqrt": 0, "Sqrt": 0, "Log": 0, "Reciprocal": 0, "Inv": 0, "RealDiv": 1, "Pow": 0}
-GUARDS = flow.SAME | {"AddV2", "Add", "Maximum", "Sqrt", "Sum", "Mean"}
+GUARDS = flow.SAME | {"AddV2", "Add", "Maximum", "Sum", "Mean"}
 
 
 def constant_overflow(subject: Subject) -> Iterator[Finding]:
