@@ -16,7 +16,8 @@ def fix(model: keras.Model, findings: Iterable[Finding]) -> keras.Model:
     """A model with the layers in float32 that findings name for it, with the same weights.
 
     What a finding can't mend so (a loss scale, the source of a `train_step`, half variables) stays;
-    its message says what to do. Compile the result by `tfmp.compile`.
+    its message says what to do. So does what costs speed only, or breaks seldom ("info"). Compile
+    the result by `tfmp.compile`.
 
     Args:
         model: The model that `diagnose` looked at.
@@ -30,7 +31,8 @@ def fix(model: keras.Model, findings: Iterable[Finding]) -> keras.Model:
         UserError: A finding is of another model, or `tfmp.policies.set_policy` can't change this
             one.
     """
-    names = list(dict.fromkeys(name for finding in findings for name in finding.float32))
+    serious = [finding for finding in findings if finding.severity != "info"]
+    names = list(dict.fromkeys(name for finding in serious for name in finding.float32))
     if not names:
         return model
     held = list(parts(model))

@@ -57,22 +57,25 @@ class Subject:
         optimizers: The optimizers by the name of the model's attribute that holds each;
             "optimizer" is that of `compile`.
         loss: The loss given to `compile`, or to the doctor; None where there is none.
-        trace: What the layers do, operation by operation, a `tfmp.doctor.trace.Trace`; None where
-            the model could not be traced.
+        trace: What the layers do, operation by operation.
         probe: What running the model on a batch found (`tfmp.doctor.probe`); None: not run.
     """
 
     model: keras.Model
     parts: tuple[Part, ...]
+    trace: trace.Trace
     optimizers: tuple[tuple[str, keras.optimizers.Optimizer], ...] = ()
     loss: Any = None
-    trace: Any = None
     probe: Any = None
 
     @functools.cached_property
     def ranges(self) -> dict:
         """Bounds of the trace's tensors, as `tfmp.doctor.ranges.ranges` has them."""
-        return ranges(self.trace) if self.trace else {}
+        return ranges(self.trace)
+
+    @functools.cached_property
+    def _by_layer(self) -> dict[int, Part]:
+        return {id(part.layer): part for part in self.parts}
 
     @property
     def half_parts(self) -> list[Part]:
@@ -83,6 +86,10 @@ class Subject:
     def uses_float16(self) -> bool:
         """Whether any layer computes in float16."""
         return any(part.layer.compute_dtype == "float16" for part in self.half_parts)
+
+    def part(self, layer) -> Part | None:
+        """The part that is this layer."""
+        return self._by_layer.get(id(layer))
 
     def float32(self, path: str | None) -> tuple[str, ...]:
         """What a finding's `float32` is to hold, to put this path in float32: none if no layer."""
@@ -98,7 +105,7 @@ class Subject:
         if call is None:
             return None
         layer = call.called
-        part = next((part for part in self.parts if part.layer is layer), None)
+        part = self.part(layer)
         if part is None:
             return call.path
         if isinstance(layer, keras.layers.TimeDistributed):

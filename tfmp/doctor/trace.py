@@ -52,6 +52,8 @@ class Trace:
         calls: The calls of layers, callers first.
         owners: The call that made an operation, by the operation's id.
         outputs: Tensors that the model returns.
+        parts: Tensors that parts of the model return, where it was traced in parts: a model
+            without a `call`, such as a GAN, or one that can't be called on symbols.
         losses: What layers added to the loss, by `add_loss` or an activity regularizer: pairs of
             layer and tensor.
         variables: The Keras variables that an operation reads, by the operation's id.
@@ -65,6 +67,7 @@ class Trace:
     calls: tuple[Call, ...]
     owners: Mapping[int, Call]
     outputs: tuple[tf.Tensor, ...]
+    parts: tuple[tf.Tensor, ...]
     losses: tuple[tuple[keras.Layer, tf.Tensor], ...]
     variables: Mapping[int, tuple[keras.Variable, ...]]
     originals: Mapping[int, np.ndarray]
@@ -79,27 +82,48 @@ def trace(model: keras.Model, inputs=None) -> Trace:
         model: A built model; it stays as it is.
         inputs: A batch, or tensors of its shapes and dtypes; None: what the model declares.
     """
-    recorder = _Recorder()
-    outputs: list[tf.Tensor] = []
-    losses: list[tuple[keras.Layer, tf.Tensor]] = []
+    taken: list[_Attempt] = []
     failures: list[str] = []
-    graph = func_graph.FuncGraph("doctor")
-    for root in _roots(model):
+    left = _roots(model)
+    while left:
+        root = left.pop(0)
         mistakes: list[str] = []
         for specs in _specs(root, inputs if root is model else None):
-            before = len(recorder.spans)
             try:
-                with graph.as_default(), recorder.recording(model):
-                    outputs += _tensors(_called(root, specs))
-                mistakes = []
-                break
+                taken.append(_attempt(model, root, specs))
             except Exception as error:  # whatever a model of the user's raises
-                del recorder.spans[before:]
                 mistakes.append(f"{root.name}: {type(error).__name__}: {error}".partition("\n")[0])
-            finally:
-                losses += _taken_losses(root)
-        failures += mistakes[:1]
-    return _result(model, inputs, graph, recorder, outputs, losses, failures)
+            else:
+                break
+        else:
+            failures += mistakes[:1]
+            # Its layers may be told alone.
+            held = root._flatten_layers(include_self=False, recursive=False)
+            left += [layer for layer in held if layer.built]
+    declared = inputs is not None or all(map(is_graph, _roots(model)))
+    return _result(model, taken, failures, guessed=bool(failures) or not declared)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Attempt:
+    """A call of a model, or of a part of one, that was traced."""
+
+    root: keras.Layer
+    graph: func_graph.FuncGraph
+    recorder: "_Recorder"
+    outputs: list[tf.Tensor]
+    losses: list[tuple[keras.Layer, tf.Tensor]]
+
+
+def _attempt(model, root, specs) -> _Attempt:
+    graph, recorder = func_graph.FuncGraph("doctor"), _Recorder()
+    losses: list = []
+    try:
+        with graph.as_default(), recorder.recording(model):
+            outputs = _tensors(_called(root, specs))
+    finally:
+        losses += _taken_losses(root)
+    return _Attempt(root, graph, recorder, outputs, losses)
 
 
 class _Recorder:
@@ -164,29 +188,25 @@ class _Recorder:
         return result
 
 
-def _result(model, inputs, graph, recorder, outputs, losses, failures) -> Trace:
+def _result(model, taken, failures, guessed) -> Trace:
     operations: list[tf.Operation] = []
-    owner: dict[int, dict] = {}
-    lists = {id(graph): graph.get_operations()}
-    for span in recorder.spans:
-        made = lists.setdefault(id(span["graph"]), span["graph"].get_operations())
-        own = made[span["start"] : span["end"]]
-        # Keras casts a layer's inputs just before it calls the layer.
-        parent = span["parent"]
-        within = parent is not None and parent["graph"] is span["graph"]
-        begin = parent["start"] if within else recorder.begins.get(id(span["graph"]), 0)
-        first = max(span["start"] - len(span["inputs"]), begin)
-        casts = [x.op for x in span["inputs"] if x.op.type == "Cast"]
-        for operation in [*own, *(x for x in made[first : span["start"]] if x in casts)]:
-            owner[id(operation)] = span
-    for operation in graph.get_operations():
-        operations += _within(operation, owner)
-    by_span: dict[int, list] = {id(span): [] for span in recorder.spans}
+    owners: dict[int, dict] = {}
+    spans: list[dict] = []
+    originals: dict[int, np.ndarray] = {}
+    for attempt in taken:
+        recorder = attempt.recorder
+        spans += recorder.spans
+        owners |= _owners(attempt.graph, recorder)
+        for operation in attempt.graph.get_operations():
+            operations += _within(operation, owners)
+        originals |= {key: value for key, (_, value) in recorder.originals.items()}
+        originals |= _captured_values(attempt.graph)
+    by_span: dict[int, list] = {id(span): [] for span in spans}
     for operation in operations:
-        if id(operation) in owner:
-            by_span[id(owner[id(operation)])].append(operation)
+        if id(operation) in owners:
+            by_span[id(owners[id(operation)])].append(operation)
     calls: dict[int, Call] = {}
-    for span in recorder.spans:
+    for span in spans:
         calls[id(span)] = Call(
             span["called"],
             span["path"],
@@ -199,15 +219,33 @@ def _result(model, inputs, graph, recorder, outputs, losses, failures) -> Trace:
     return Trace(
         operations=tuple(operations),
         calls=tuple(calls.values()),
-        owners={key: calls[id(span)] for key, span in owner.items()},
-        outputs=tuple(outputs),
-        losses=tuple(losses),
+        owners={key: calls[id(span)] for key, span in owners.items()},
+        outputs=tuple(x for attempt in taken if attempt.root is model for x in attempt.outputs),
+        parts=tuple(x for attempt in taken if attempt.root is not model for x in attempt.outputs),
+        losses=tuple(x for attempt in taken for x in attempt.losses),
         variables=_read(operations, model),
-        originals={key: value for key, (_, value) in recorder.originals.items()}
-        | _captured_values(graph),
+        originals=originals,
         failures=tuple(failures),
-        guessed=inputs is None and not all(map(is_graph, _roots(model))),
+        guessed=guessed,
     )
+
+
+def _owners(graph, recorder) -> dict[int, dict]:
+    """The innermost span that made an operation, by the operation's id."""
+    owners: dict[int, dict] = {}
+    lists = {id(graph): graph.get_operations()}
+    for span in recorder.spans:
+        made = lists.setdefault(id(span["graph"]), span["graph"].get_operations())
+        own = made[span["start"] : span["end"]]
+        # Keras casts a layer's inputs just before it calls the layer.
+        parent = span["parent"]
+        within = parent is not None and parent["graph"] is span["graph"]
+        begin = parent["start"] if within else recorder.begins.get(id(span["graph"]), 0)
+        first = max(span["start"] - len(span["inputs"]), begin)
+        casts = [x.op for x in span["inputs"] if x.op.type == "Cast"]
+        for operation in [*own, *(x for x in made[first : span["start"]] if x in casts)]:
+            owners[id(operation)] = span
+    return owners
 
 
 def _captured_values(graph) -> dict[int, np.ndarray]:
@@ -278,8 +316,8 @@ def _specs(root, inputs) -> Iterator[Any]:
         return
     shapes = getattr(root, "_build_shapes_dict", None)
     if not (root.built and shapes):
-        raise_later = "call the model on a batch, or give `inputs`"
-        yield raise_later
+        missing = "it is not built"
+        yield missing
         return
     # Keras keeps the shapes of the first call, and not its dtypes.
     for dtype in ("float32", "int32", "int64"):

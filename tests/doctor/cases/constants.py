@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import layers, ops
 
 from cases import Bad
@@ -89,6 +90,21 @@ def norm(epsilon):
     return lambda x: x / (ops.sqrt(ops.sum(x * x, -1, keepdims=True)) + epsilon)
 
 
+def distance(epsilon):
+    """As siamese networks have it; at 0 the square root has no finite gradient."""
+    return lambda a, b: ops.sqrt(
+        ops.maximum(ops.sum(ops.square(a - b), -1, keepdims=True), epsilon)
+    )
+
+
+def gradient_is_not_finite(model):
+    a = tf.ones((1, 4))
+    with tf.GradientTape() as tape:
+        tape.watch(a)
+        out = model([a, tf.ones((1, 4))])
+    return not np.isfinite(tape.gradient(out, a)).all()
+
+
 ROW, ONES, ZEROS = (1.0, 2.0, 3.0, 4.0), (1.0,) * 4, (0.0,) * 4
 
 
@@ -128,6 +144,12 @@ BAD = {
     "norm_with_1e-8": underflow(norm(1e-8), ZEROS),
     "logarithm_with_1e-10": underflow(lambda x: ops.log(x + 1e-10), ZEROS),
     "reciprocal_with_1e-6": underflow(lambda x: 1.0 / (x + 1e-6), ZEROS),
+    "gradient_of_a_distance": Bad(
+        lambda: model_of(distance(1e-9), count=2),
+        "constant_underflow",
+        "custom",
+        gradient_is_not_finite,
+    ),
     "rsqrt_of_a_maximum": underflow(
         lambda x: x * ops.rsqrt(ops.maximum(ops.sum(ops.square(x), -1, keepdims=True), 1e-12)),
         ZEROS,
@@ -162,6 +184,7 @@ CLEAN = {
     "attention_of_keras": attended,
     "norm_with_1e-3": clean(norm(1e-3), dtype="float32"),
     "norm_with_1e-8_in_float32_inside": clean(float32_inside(norm(1e-8))),
+    "distance_with_1e-3": clean(distance(1e-3), 2),
     "compared_with_1e-9": clean(lambda x: ops.where(x > 1e-9, x, 0.0)),
     "normalized_by_keras": lambda: keras.Sequential(
         [

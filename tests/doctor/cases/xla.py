@@ -85,7 +85,12 @@ def not_mixed(model):
 
 
 def told(policy):
-    return lambda: of(Block(policy, dtype=HALF, name="block"), (8,))
+    def build():
+        with tfmp.policies.scope(HALF):
+            block = Block(policy, name="block")
+        return of(block, (8,))
+
+    return build
 
 
 BAD = {

@@ -5,10 +5,15 @@ output, gradients that pass through float16 without a loss scale, masks and epsi
 can't hold, ids that it rounds, layers that lose digits inside, what turns XLA off. docs/hazards.md
 has every rule with an example, its mend and its source.
 
+With `--data` a training step, without its update, runs on the batch in float32 and in the policy.
+Each layer is run again alone in float32, so that the first one that overflows, gives NaN, flushes
+to zero or leaves float32 is named where that arises, in its outputs or in its gradients.
+
 Examples:
     python -m tfmp doctor my_models:build
     python -m tfmp doctor my_models:build --policy=mixed_bfloat16 --output=doctor.json
     python -m tfmp doctor my_models:build --data=my_models:batch
+    python -m tfmp doctor my_models:build --data=random
     python -m tfmp doctor runs/digits/model.keras --data=batch.npz
 
 `my_models:build` is a function without arguments in a module of the current folder, which returns a
@@ -42,8 +47,9 @@ class Config:
     )
     data: str | None = cli.flag(
         None,
-        "A batch: an .npz file with x and, if there are any, labels y; or MODULE:FUNCTION that "
-        "returns inputs, or (inputs, labels).",
+        "A batch to run the model on: an .npz file with x and, if there are any, labels y; "
+        "MODULE:FUNCTION that returns inputs, or (inputs, labels); random: drawn by the inputs "
+        "that the model declares. None: the model isn't run.",
         group="Work",
     )
 
@@ -54,9 +60,11 @@ class Config:
 
     def __post_init__(self):
         """Checks what the types don't hold."""
-        if self.data and ":" not in self.data and not self.data.endswith(".npz"):
+        known = self.data in (None, "", "random")
+        if not known and ":" not in self.data and not self.data.endswith(".npz"):
             raise UserError(
-                f"Expected --data of an .npz file or MODULE:FUNCTION. Received: {self.data!r}."
+                "Expected --data of an .npz file or MODULE:FUNCTION, or random. Received: "
+                f"{self.data!r}."
             )
 
 

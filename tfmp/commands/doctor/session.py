@@ -101,8 +101,8 @@ def _model(config):
 
 def _data(data):
     """(inputs, labels), or (None, None)."""
-    if data is None:
-        return None, None
+    if data is None or data == "random":
+        return data, None
     if target.is_function(data):
         made = _called(data)
         pair = isinstance(made, tuple) and len(made) == 2

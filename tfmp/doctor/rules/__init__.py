@@ -47,6 +47,7 @@ RULES: dict[str, Callable[[Subject], Iterable[Finding]]] = {
     "xla_refuses": xla.xla_refuses,
     "half_resize": xla.half_resize,
     "misaligned_sizes": sizes.misaligned_sizes,
+    "not_traced": outputs.not_traced,
     "half_overflow": forward.half_overflow,
     "inner_overflow": forward.inner_overflow,
     "flush_to_zero": forward.flush_to_zero,

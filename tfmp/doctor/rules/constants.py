@@ -16,7 +16,7 @@ ALWAYS = {"Mul", "AddV2", "Add", "Sub", "RealDiv", "BiasAdd", "MatMul", "BatchMa
 HARMLESS = {"ClipByValue", "Less", "LessEqual", "Greater", "GreaterEqual", "Equal", "NotEqual"}
 # What has no finite value, or no finite gradient, at zero; and the input that it is about.
 SINGULAR = {"Rsqrt": 0, "Sqrt": 0, "Log": 0, "Reciprocal": 0, "Inv": 0, "RealDiv": 1, "Pow": 0}
-GUARDS = flow.SAME | {"AddV2", "Add", "Maximum", "Sqrt", "Sum", "Mean"}
+GUARDS = flow.SAME | {"AddV2", "Add", "Maximum", "Sum", "Mean"}
 
 
 def constant_overflow(subject: Subject) -> Iterator[Finding]:
@@ -116,7 +116,7 @@ def _by_layer(subject, hazards):
 
 def _half_constants(subject):
     """(operation, range of what it was in float32) of each half constant, also of cast ones."""
-    for operation in subject.trace.operations if subject.trace else ():
+    for operation in subject.trace.operations:
         if not operation.outputs or not flow.is_half(operation.outputs[0]):
             continue
         if operation.type == "Const" and id(operation) in subject.trace.originals:

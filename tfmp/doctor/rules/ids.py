@@ -60,7 +60,7 @@ def rounded_ids(subject: Subject) -> Iterator[Finding]:
 
 
 def _hazards(subject):
-    for operation in subject.trace.operations if subject.trace else ():
+    for operation in subject.trace.operations:
         yield from _looked_up(subject, operation)
         yield from _made(subject, operation)
         yield from _scaled(subject, operation)

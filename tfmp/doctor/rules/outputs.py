@@ -33,7 +33,9 @@ def half_output(subject: Subject) -> Iterator[Finding]:
         https://www.tensorflow.org/guide/mixed_precision
     """
     named: set[str | None] = set()
-    for tensor in subject.trace.outputs if subject.trace else ():
+    trace = subject.trace
+    tensors = [*((x, True) for x in trace.outputs), *((x, False) for x in trace.parts)]
+    for tensor, whole in tensors:
         walk = _walk(tensor)
         made_by = walk[-1].op
         squashed = made_by.type in SQUASHING and flow.is_half(walk[-1])
@@ -46,7 +48,8 @@ def half_output(subject: Subject) -> Iterator[Finding]:
         dtype = walk[-1].dtype if squashed else tensor.dtype
         yield Finding(
             "half_output",
-            "error" if squashed else "warning",
+            # What a part of a model gives may be meant for another part.
+            "error" if squashed else "warning" if whole else "info",
             name,
             f"The model's output is computed in {dtype.name}"
             + ("" if flow.is_half(tensor) else " and cast after it was rounded")
@@ -58,6 +61,38 @@ def half_output(subject: Subject) -> Iterator[Finding]:
             + 'Give the last layers dtype="float32".',
             {"dtype": dtype.name, "operation": made_by.type},
             _layers(subject, walk),
+        )
+
+
+def not_traced(subject: Subject) -> Iterator[Finding]:
+    """A model that can't be called on symbols is looked at in parts, or not at all.
+
+    Most rules look at the operations that a model's layers are traced to. A subclassed model has to
+    be built, and to be called with the shapes it was built with; what its own `call` does with
+    numpy, or with the values of tensors, can't be traced by `fit` either.
+
+    Example:
+        class Model(keras.Model):
+            def call(self, x):
+                return keras.ops.softmax(x / 1e6)
+
+        tfmp.doctor.diagnose(Model())  # of what shape is x?
+
+    Mend:
+        Call the model on a batch first, or give one: `tfmp.doctor.diagnose(model, inputs)`.
+
+    References:
+        TensorFlow's guide "Better performance with tf.function":
+        https://www.tensorflow.org/guide/function
+    """
+    for failure in subject.trace.failures:
+        yield Finding(
+            "not_traced",
+            "info",
+            None,
+            f"Rules saw its layers alone, or nothing: {failure}. Call it on a batch first, or give "
+            "inputs.",
+            {"failure": failure},
         )
 
 
@@ -85,8 +120,8 @@ def half_added_loss(subject: Subject) -> Iterator[Finding]:
     References:
         Seen on Keras 3.15.
     """
-    for layer, tensor in subject.trace.losses if subject.trace else ():
-        part = next((part for part in subject.parts if part.layer is layer), None)
+    for layer, tensor in subject.trace.losses:
+        part = subject.part(layer)
         if flow.is_half(tensor):
             name = part.path if part else None
             yield Finding(

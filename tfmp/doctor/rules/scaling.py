@@ -218,7 +218,7 @@ def _first_scale(optimizer) -> float:
 def _float16_of(subject, name, optimizer) -> list[str]:
     """Layers in whose float16 the gradients of an optimizer's variables are."""
     variables = _variables(subject, name, optimizer)
-    if subject.trace is None or subject.trace.failures:
+    if subject.trace.failures:
         return [
             part.path
             for part in subject.half_parts

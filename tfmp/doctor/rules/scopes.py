@@ -27,8 +27,9 @@ def outside_scope(subject: Subject) -> Iterator[Finding]:
             def call(self, x):
                 return self.dense(x)
 
-        block = Block(dtype="mixed_float16")
-        block(keras.ops.zeros((1, 8)))
+        with tfmp.policies.scope("mixed_float16"):
+            block = Block()
+        block(keras.ops.zeros((1, 8)))  # too late
         block.dense.compute_dtype  # float32
 
     Mend:
@@ -50,7 +51,8 @@ def outside_scope(subject: Subject) -> Iterator[Finding]:
             continue
         yield Finding(
             "outside_scope",
-            "warning",
+            # A parent that was told its precision is a choice, and its sublayers may be one, too.
+            "info" if _asked_for(parent) else "warning",
             part.path,
             f"Computes in float32 inside of {parent.name}, which computes in "
             f"{parent.compute_dtype}, and was not told to: it took the global policy of when it "

@@ -30,7 +30,7 @@ def misaligned_sizes(subject: Subject) -> Iterator[Finding]:
         NVIDIA, "Matrix Multiplication Background User's Guide", requirements to use tensor cores.
     """
     found: dict[str | None, tuple[int, int]] = {}
-    for operation in subject.trace.operations if subject.trace else ():
+    for operation in subject.trace.operations:
         if operation.type not in PRODUCTS or not flow.is_half(operation.outputs[0]):
             continue
         kernel = operation.inputs[1]

@@ -100,7 +100,7 @@ def xla_refuses(subject: Subject) -> Iterator[Finding]:
     if not _compiled(subject):
         return
     found: dict[str | None, list[str]] = {}
-    for operation in subject.trace.operations if subject.trace else ():
+    for operation in subject.trace.operations:
         call = subject.trace.owners.get(id(operation))
         if operation.type in OUTSIDE or (call and not getattr(call.called, "supports_jit", True)):
             continue
@@ -144,7 +144,7 @@ def half_resize(subject: Subject) -> Iterator[Finding]:
         https://github.com/keras-team/keras/issues/20931
         https://github.com/openxla/xla/issues/43052
     """
-    if not _compiled(subject) or subject.trace is None:
+    if not _compiled(subject):
         return
     seen = set()
     trained = flow.reached(subject.trace, subject.model.trainable_variables)
