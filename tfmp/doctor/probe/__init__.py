@@ -83,6 +83,7 @@ def probe(subject: Subject, inputs=None, labels=None) -> Probe | None:
 
 def _judged(subject, run, drawn, reference, first) -> Probe:
     """What there is to say of steps that run."""
+    reference.calls.clear()  # its activations, which nothing reads
     step, faults, kept = _rounds(run, forward_faults, first, frozenset())
     faults += [] if faults else added_faults(subject, first, reference)
     reach = spans(step)
@@ -147,5 +148,6 @@ def _batch(subject, inputs, labels, drawn) -> Batch:
         return Batch(inputs, tensors(labels), drawn, own)
     single = subject.loss is not None and not isinstance(subject.loss, dict | list | tuple)
     if plain and not own and model.compiled and single:
-        labels = labels_for(subject.loss, model(inputs))
+        with contextlib.suppress(Exception):  # of the model's own code; the steps say it
+            labels = labels_for(subject.loss, model(inputs))
     return Batch(inputs, labels, drawn, own or (plain and labels is None))

@@ -31,19 +31,17 @@ def raises(step: Step) -> Fault:
     """The fault that is an error of a layer."""
     call = step.failed
     if call is None:
-        return Fault(None, False, "forward", "raises", _dtype(step), None, False, None, None, 0, 0)
+        return Fault(None, False, "forward", "raises", _dtype(step))
     layer = isinstance(call.operation, keras.Layer)
     dtype = half_of(call) or _dtype(step)
     taken = compare.largest(call.inputs())
-    return Fault(call.path, layer, "forward", "raises", dtype, None, False, None, None, taken, 0)
+    return Fault(call.path, layer, "forward", "raises", dtype, largest_input=taken)
 
 
 def outside(step: Step) -> Fault:
     """The fault that gradients aren't finite, which no layer makes so: the loss does."""
     taken = compare.largest(x for call in step.calls for x in call.results())
-    return Fault(
-        None, False, "backward", "overflow", _dtype(step), None, False, None, None, taken, 0
-    )
+    return Fault(None, False, "backward", "overflow", _dtype(step), largest_input=taken)
 
 
 def _dtype(step) -> str:
@@ -73,9 +71,6 @@ def added_faults(subject: Subject, step: Step, reference: Step) -> list[Fault]:
                 kind="overflow",
                 dtype=half.dtype.name if half.dtype.name in HALF else layer.compute_dtype,
                 operation="add_loss",
-                inner=False,
-                error=None,
-                explained=None,
                 largest_input=taken,
                 largest_output=compare.largest([full]),
             )

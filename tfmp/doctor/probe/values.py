@@ -33,12 +33,12 @@ class Fault:
     direction: Literal["forward", "backward"]
     kind: Kind
     dtype: str
-    operation: str | None
-    inner: bool
-    error: float | None
-    explained: float | None
-    largest_input: float
-    largest_output: float
+    operation: str | None = None
+    inner: bool = False
+    error: float | None = None
+    explained: float | None = None
+    largest_input: float = 0.0
+    largest_output: float = 0.0
     behind: bool = False
 
 
