@@ -114,7 +114,8 @@ DAMAGE = {
 def test_a_bad_model_is_damaged_found_and_mended(name):
     case = BAD[name]
     compute, damaged = DAMAGE[case.damage]
-    reference, *batch = built(case.build, "float32")
+    # Where the code names float16, float32 alone doesn't help.
+    reference, *batch = built(case.mended if name == "cast_by_name" else case.build, "float32")
     right = compute(reference, *batch)
     model, *batch = built(case.build, case.policy)
     assert damaged(compute(model, *batch), right)

@@ -177,6 +177,22 @@ def long_sum():
     return model, np.abs(normal(4, 4096))
 
 
+def cast_by_name():
+    """Identifiers that a layer casts to float16 whatever its policy."""
+    inputs = keras.Input((4,), dtype="int32")
+    x = Compute(lambda x: ops.cast(x, "float16") / 1e4, name="scaled")(inputs)
+    model = keras.Model(inputs, layers.Dense(2, dtype="float32")(x))
+    return model, np.arange(66000, 66032, dtype=np.int32).reshape(8, 4)
+
+
+def cast_to_float32():
+    """The same by its policy, which is float32."""
+    inputs = keras.Input((4,), dtype="int32")
+    x = Compute(lambda x: ops.cast(x, "float32") / 1e4, name="scaled", dtype="float32")(inputs)
+    model = keras.Model(inputs, layers.Dense(2, dtype="float32")(x))
+    return model, np.arange(66000, 66032, dtype=np.int32).reshape(8, 4)
+
+
 def timestamps():
     """Days since 1970 less a reference day, cast to half before the difference."""
     inputs = keras.Input((3,))
@@ -331,6 +347,9 @@ BAD = {
     "positions": Bad(positions, "leaves_float32", "phases", "outputs wrong"),
     "merged_variance": Bad(merged_variance, "leaves_float32", "planted", "outputs wrong"),
     "long_sum": Bad(long_sum, "leaves_float32", "sums", "outputs wrong"),
+    "cast_by_name": Bad(
+        cast_by_name, "half_overflow", "scaled", "outputs not finite", cast_to_float32
+    ),
     "timestamps": Bad(timestamps, "leaves_float32", "since", "outputs wrong"),
     "added_loss": Bad(added_loss, "half_overflow", "added", "loss not finite"),
     "loss_in_half": Bad(

@@ -7,6 +7,8 @@ import contextlib
 
 import keras
 import tensorflow as tf
+from keras.src import backend as keras_backend
+from keras.src.backend.tensorflow import core as keras_core
 from keras.src.backend.tensorflow import random as keras_random  # what layers draw from
 from keras.src.ops.operation import Operation
 
@@ -47,6 +49,28 @@ def patched(on_layer, on_operation, on_seed):
         keras.Layer.__call__, Operation.__call__ = calls
         for name, function in drawing.items():
             setattr(keras_random, name, function)
+
+
+@contextlib.contextmanager
+def no_half_casts():
+    """Casts to half give float32 within: those that a layer's code asks for by name."""
+    places = [(tf, "cast"), (keras_core, "cast"), (keras_backend, "cast")]
+    before = [getattr(module, name) for module, name in places]
+
+    def whole(original):
+        def cast(x, dtype, *args, **kwargs):
+            half = dtype is not None and keras.backend.standardize_dtype(dtype) in HALF
+            return original(x, "float32" if half else dtype, *args, **kwargs)
+
+        return cast
+
+    for (module, name), original in zip(places, before, strict=True):
+        setattr(module, name, whole(original))
+    try:
+        yield
+    finally:
+        for (module, name), original in zip(places, before, strict=True):
+            setattr(module, name, original)
 
 
 def as_graph(function):

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfmp.doctor.probe.explain import first_nonfinite
-from tfmp.doctor.probe.patching import patched
+from tfmp.doctor.probe.patching import no_half_casts, patched
 from tfmp.doctor.probe.recording import (
     Call,
     cast,
@@ -122,7 +122,7 @@ def _run(call, args, kwargs, upstream, stubs, full, look) -> Values:
     with tf.GradientTape() as tape, patched(stubs.on_layer, _plainly, stubs.on_seed), precision:
         tape.watch(inputs)
         stubs.tape = tape
-        with look() as forward:
+        with look() as forward, no_half_casts() if full else contextlib.nullcontext():
             outputs = call.operation(*args, **kwargs)
     results = floats(outputs) + stubs.inputs
     if len(results) != len(upstream_of(call)) or len(inputs + stubs.outputs) != sources:
