@@ -139,9 +139,10 @@ def _clipped(tree, arguments=()) -> str | None:
 
     Args:
         tree: Source of a function.
-        arguments: Names of its arguments that are gradients, too.
+        arguments: Names of its arguments that are gradients; those called so are, anyhow.
     """
-    gradients: set[str] = set(arguments)
+    named = {x.arg for x in ast.walk(tree) if isinstance(x, ast.arg) and "grad" in x.arg}
+    gradients: set[str] = {*arguments, *named}
     unscaled: set[str] = set()
 
     def mentions(node, names):
