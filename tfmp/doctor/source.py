@@ -20,13 +20,13 @@ class Step:
 
     Attributes:
         where: Name of its class and method.
-        applies: Whether it gives gradients to an optimizer.
+        applies: Optimizers, as the source names them, that it gives gradients to.
         unscaled: Optimizers, as the source names them, that it never scales a loss by.
         clips_scaled: The function by which it clips gradients that are still scaled, or None.
     """
 
     where: str
-    applies: bool
+    applies: tuple[str, ...]
     unscaled: tuple[str, ...]
     clips_scaled: str | None
 
@@ -47,7 +47,7 @@ def step(model: keras.Model) -> Step | None:
         clips = next(filter(None, map(_clipped, reached.values())), None)
     return Step(
         where=f"{owner.__name__}.train_step",
-        applies=bool(_callers(reached, APPLIES)),
+        applies=tuple(sorted(_callers(reached, APPLIES) - {"super()"})),
         unscaled=_unscaled(reached),
         clips_scaled=clips,
     )

@@ -164,6 +164,30 @@ def gan(wrap):
     return model
 
 
+class OfExamples(Gan):
+    """Its `compile` leaves Keras' default optimizer, unused, beside its own."""
+
+    def compile(self):
+        keras.Model.compile(self)
+
+    def train_step(self, data):
+        with tf.GradientTape() as tape:
+            loss = self.g_optimizer.scale_loss(ops.mean(self.generator(data[0])))
+        weights = self.generator.trainable_weights
+        self.g_optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights, strict=True))
+        with tf.GradientTape() as tape:
+            loss = self.d_optimizer.scale_loss(ops.mean(self.discriminator(data[0])))
+        weights = self.discriminator.trainable_weights
+        self.d_optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights, strict=True))
+        return {"loss": loss}
+
+
+def gan_compiled_by_keras():
+    model = OfExamples(*(tfmp.LossScaleOptimizer(sgd()) for _ in range(2)))
+    model.compile()
+    return model
+
+
 def frozen_backbone():
     """Nothing in float16 has a gradient."""
     model = chain()
@@ -256,5 +280,6 @@ CLEAN = {
     "keras_own_step_within": lambda: stepped(Logged),
     "clipped_by_the_inner_optimizer": lambda: stepped(Scaled, keras.optimizers.Adam(clipnorm=1.0)),
     "gan_with_scales": lambda: gan(tfmp.LossScaleOptimizer),
+    "gan_as_in_keras_examples": gan_compiled_by_keras,
     "not_compiled": mixed,
 }
