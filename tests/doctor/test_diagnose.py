@@ -160,6 +160,14 @@ def test_a_batch_says_the_dtypes():
     assert found(model, "rounded_ids", inputs=batch) == []
 
 
+def test_optimizers_have_the_names_of_the_attributes_that_hold_them():
+    model = Untraceable()
+    model.compile("sgd")
+    model.first, model.others = keras.optimizers.SGD(), {"a": keras.optimizers.SGD()}
+    names = [name for name, _ in subject.examine(model).optimizers]
+    assert names == ["optimizer", "first", "others['a']"]
+
+
 def test_an_optimizer_of_a_loop_of_ones_own():
     with tfmp.policies.scope(HALF):
         model = keras.Sequential(
