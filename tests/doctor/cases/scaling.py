@@ -30,7 +30,9 @@ def sgd(**kwargs):
 
 
 def compiled(model, optimizer=None, by=None, **kwargs):
-    (by or type(model).compile)(model, optimizer or sgd(), loss=tiny_loss, **kwargs)
+    (by or type(model).compile)(
+        model, optimizer or sgd(), loss=tiny_loss, run_eagerly=True, **kwargs
+    )
     return model
 
 
@@ -118,7 +120,7 @@ def stepped(cls, optimizer=None):
     with tfmp.policies.scope(HALF):
         model = cls()
         model(np.ones((1, 1)))
-    model.compile(optimizer or keras.optimizers.SGD(1e-2), loss="mse")
+    model.compile(optimizer or keras.optimizers.SGD(1e-2), loss="mse", run_eagerly=True)
     return model
 
 
@@ -139,7 +141,7 @@ class Gan(keras.Model):
         self.g_optimizer, self.d_optimizer = first, second
 
     def compile(self):
-        super().compile(optimizer=None)
+        super().compile(optimizer=None, run_eagerly=True)
 
     def train_step(self, data):
         x = data[0]

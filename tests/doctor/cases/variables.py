@@ -20,7 +20,7 @@ def model(dtype, optimizer, value=1.0, trainable=True):
     )(inputs)
     x = layers.Dense(1, use_bias=False, kernel_initializer="ones", dtype="float32", name="head")(x)
     made = keras.Model(inputs, x)
-    return tfmp.compile(made, optimizer, loss="mse")
+    return tfmp.compile(made, optimizer, loss="mse", run_eagerly=True)
 
 
 def whole(floatx):
@@ -37,7 +37,7 @@ def whole(floatx):
         )
     finally:
         keras.config.set_dtype_policy(with_policy)
-    return tfmp.compile(made, keras.optimizers.SGD(1e-4), loss="mse")
+    return tfmp.compile(made, keras.optimizers.SGD(1e-4), loss="mse", run_eagerly=True)
 
 
 def stands_still(model):

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 
 from tfmp.doctor import flow
 from tfmp.doctor.finding import SEVERITIES, Finding
-from tfmp.doctor.ranges import ids_of, of, table_rows
+from tfmp.doctor.ranges import of
 from tfmp.doctor.subject import Subject
+from tfmp.doctor.tables import ids_of, table_rows
 
 MAKING = ("Cast", "Range", "Cumsum", "Fill")
 
