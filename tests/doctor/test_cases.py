@@ -7,6 +7,7 @@ import pytest
 
 from tfmp import doctor
 from tfmp.doctor.finding import SEVERITIES
+from tfmp.doctor.rules import RULES
 
 FAMILIES = ("outputs", "constants", "scaling", "variables", "ids", "lossy", "preprocessing", "xla")
 MODULES = {name: importlib.import_module(f"cases.{name}") for name in FAMILIES}
@@ -34,6 +35,13 @@ def test_a_bad_model_is_damaged_found_and_mended(family, name):
     mended = case.mended() if case.mended else doctor.fix(model, findings)
     assert not case.damaged(mended)
     assert (case.rule, case.layer) not in [(x.rule, x.layer) for x in doctor.diagnose(mended)]
+
+
+def test_every_rule_of_structure_has_a_model_that_breaks():
+    shown = {module.BAD[name].rule for module in MODULES.values() for name in module.BAD}
+    # What probing finds has cases of its own; a model that can't be traced is in test_diagnose.py.
+    rules = {name for name, rule in RULES.items() if not rule.__module__.endswith(".probed")}
+    assert rules - shown == {"not_traced"}
 
 
 @pytest.mark.parametrize(("family", "name"), CLEAN)

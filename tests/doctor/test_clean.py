@@ -41,7 +41,7 @@ ZOO = {
     "generator": functools.partial(dcgan.generator, image_shape=(8, 8, 1)),
     "discriminator": functools.partial(dcgan.discriminator, image_shape=(8, 8, 1)),
 }
-LIGHT = ("MobileNetV3Small", "EfficientNetV2B0")
+LIGHT = ("MobileNetV3Small",)
 ALL = [name for name, x in vars(keras.applications).items() if inspect.isfunction(x)]
 
 

@@ -95,7 +95,7 @@ def test_a_model_stays_as_it_was():
             [
                 keras.Input((4,)),
                 layers.Dense(8, activity_regularizer="l2", dtype="float32"),
-                layers.UnitNormalization(),
+                layers.UnitNormalization(name="unit"),
                 layers.BatchNormalization(),
                 layers.Dropout(0.5, seed=1),
                 layers.Dense(1, dtype="float32"),
@@ -105,7 +105,7 @@ def test_a_model_stays_as_it_was():
     before = [np.array(v) for v in model.variables]
     policies = [layer.dtype_policy for layer in model._flatten_layers()]
     entry = Operation.__call__
-    assert found(model, "lossy_layer") == ["unit_normalization"]
+    assert found(model, "lossy_layer") == ["unit"]
     assert Operation.__call__ is entry
     assert [layer.dtype_policy for layer in model._flatten_layers()] == policies
     for value, variable in zip(before, model.variables, strict=True):
@@ -158,6 +158,14 @@ def test_a_batch_says_the_dtypes():
     batch = {"ids": np.ones((2, 3), "int32"), "x": np.ones((2, 4), "float32")}
     assert found(model, "constant_overflow", inputs=batch) == [None]
     assert found(model, "rounded_ids", inputs=batch) == []
+
+
+def test_optimizers_have_the_names_of_the_attributes_that_hold_them():
+    model = Untraceable()
+    model.compile("sgd")
+    model.first, model.others = keras.optimizers.SGD(), {"a": keras.optimizers.SGD()}
+    names = [name for name, _ in subject.examine(model).optimizers]
+    assert names == ["optimizer", "first", "others['a']"]
 
 
 def test_an_optimizer_of_a_loop_of_ones_own():

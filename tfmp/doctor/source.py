@@ -20,13 +20,13 @@ class Step:
 
     Attributes:
         where: Name of its class and method.
-        applies: Whether it gives gradients to an optimizer.
+        applies: Optimizers, as the source names them, that it gives gradients to.
         unscaled: Optimizers, as the source names them, that it never scales a loss by.
         clips_scaled: The function by which it clips gradients that are still scaled, or None.
     """
 
     where: str
-    applies: bool
+    applies: tuple[str, ...]
     unscaled: tuple[str, ...]
     clips_scaled: str | None
 
@@ -47,7 +47,7 @@ def step(model: keras.Model) -> Step | None:
         clips = next(filter(None, map(_clipped, reached.values())), None)
     return Step(
         where=f"{owner.__name__}.train_step",
-        applies=bool(_callers(reached, APPLIES)),
+        applies=tuple(sorted(_callers(reached, APPLIES) - {"super()"})),
         unscaled=_unscaled(reached),
         clips_scaled=clips,
     )
@@ -139,61 +139,53 @@ def _clipped(tree, arguments=()) -> str | None:
 
     Args:
         tree: Source of a function.
-        arguments: Names of its arguments that are gradients, too.
+        arguments: Names of its arguments that are gradients; those called so are, anyhow.
     """
-    gradients: set[str] = set(arguments)
+    named = {x.arg for x in ast.walk(tree) if isinstance(x, ast.arg) and "grad" in x.arg}
+    gradients: set[str] = {*arguments, *named}
     unscaled: set[str] = set()
-
-    def mentions(node, names):
-        return any(isinstance(x, ast.Name) and x.id in names for x in ast.walk(node))
-
     for node in _statements(tree):
-        for call in ast.walk(node):
-            if not isinstance(call, ast.Call):
-                continue
+        if isinstance(node, ast.For):
+            gradients |= _given(node, gradients)
+            continue
+        within = gradients - unscaled
+        for loop in ast.walk(node):
+            within |= _given(loop, within) if isinstance(loop, ast.comprehension) else set()
+        for call in (x for x in ast.walk(node) if isinstance(x, ast.Call)):
             name = getattr(call.func, "attr", getattr(call.func, "id", ""))
-            if name in CLIPS and _takes(node, call, gradients - unscaled):
+            if name in CLIPS and any(_is_gradient(x, within) for x in call.args):
                 return name
-        if isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign) and node.value:
-            targets = {
-                x.id
-                for target in getattr(node, "targets", [getattr(node, "target", None)])
-                for x in ast.walk(target)
-                if isinstance(x, ast.Name)
-            }
-            fresh = any(
-                isinstance(x, ast.Call) and getattr(x.func, "attr", "") in ("gradient", "gradients")
-                for x in ast.walk(node.value)
-            )
-            if fresh or mentions(node.value, gradients):
-                gradients |= targets
-                divided = any(
-                    isinstance(x, ast.BinOp) and isinstance(x.op, ast.Div)
-                    for x in ast.walk(node.value)
-                )
-                unscaled |= targets if divided or mentions(node.value, unscaled) else set()
+        value = getattr(node, "value", None)
+        if not isinstance(node, ast.Expr | ast.Return) and value and _is_gradient(value, gradients):
+            made = _assigned(node)
+            gradients |= made
+            by_hand = any(isinstance(x, ast.Div) for x in ast.walk(value))
+            unscaled |= made if by_hand or _names_in(value) & unscaled else set()
     return None
 
 
-def _takes(node, call, names) -> bool:
-    """Whether a call is given one of the names, or an element of it in a comprehension."""
-    inside = {x.id for arg in call.args for x in ast.walk(arg) if isinstance(x, ast.Name)}
-    if any(
-        isinstance(x, ast.Call) and getattr(x.func, "attr", "") in ("gradient", "gradients")
-        for arg in call.args
-        for x in ast.walk(arg)
-    ):
-        return True
-    for loop in ast.walk(node):
-        if isinstance(loop, ast.comprehension | ast.For):
-            source = {x.id for x in ast.walk(loop.iter) if isinstance(x, ast.Name)}
-            if source & names:
-                names = names | {x.id for x in ast.walk(loop.target) if isinstance(x, ast.Name)}
-    return bool(inside & names)
+def _names_in(node) -> set[str]:
+    return {x.id for x in ast.walk(node) if isinstance(x, ast.Name)}
+
+
+def _is_gradient(node, names) -> bool:
+    """Whether an expression has one of the names in it, or calls a tape's `gradient`."""
+    called = {getattr(x.func, "attr", "") for x in ast.walk(node) if isinstance(x, ast.Call)}
+    return bool(_names_in(node) & names or called & {"gradient", "gradients"})
+
+
+def _given(loop, names) -> set[str]:
+    """What a loop calls the elements of something that has one of the names in it."""
+    return _names_in(loop.target) if _is_gradient(loop.iter, names) else set()
+
+
+def _assigned(node) -> set[str]:
+    targets = getattr(node, "targets", None) or [node.target]
+    return {name for target in targets for name in _names_in(target)}
 
 
 def _statements(tree):
-    """Simple statements in the order of the text."""
-    simple = (ast.Assign, ast.AnnAssign, ast.AugAssign, ast.Expr, ast.Return)
-    found = [node for node in ast.walk(tree) if isinstance(node, simple)]
+    """Simple statements, and heads of loops, in the order of the text."""
+    kinds = (ast.Assign, ast.AnnAssign, ast.AugAssign, ast.Expr, ast.Return, ast.For)
+    found = [node for node in ast.walk(tree) if isinstance(node, kinds)]
     return sorted(found, key=lambda node: node.lineno)

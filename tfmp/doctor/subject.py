@@ -177,6 +177,8 @@ def _optimizers(model):
     seen: set[int] = set()
     named = [("optimizer", getattr(model, "optimizer", None)), *vars(model).items()]
     for name, value in named:
+        if name.startswith("_self_"):
+            continue  # TensorFlow's own list of what a model holds
         held = [(name, value)]
         if isinstance(value, dict):
             held = [(f"{name}[{key!r}]", x) for key, x in value.items()]

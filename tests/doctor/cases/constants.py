@@ -182,7 +182,7 @@ CLEAN = {
     "mask_in_bfloat16": clean(where_mask, 2, "mixed_bfloat16"),
     "clipped_at_a_million": clean(lambda x: ops.clip(x, -1e6, 1e6)),
     "attention_of_keras": attended,
-    "norm_with_1e-3": clean(norm(1e-3), dtype="float32"),
+    "norm_with_1e-3": clean(norm(1e-3)),
     "norm_with_1e-8_in_float32_inside": clean(float32_inside(norm(1e-8))),
     "distance_with_1e-3": clean(distance(1e-3), 2),
     "compared_with_1e-9": clean(lambda x: ops.where(x > 1e-9, x, 0.0)),

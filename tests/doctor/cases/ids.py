@@ -156,6 +156,12 @@ CLEAN = {
         lambda layer, x: x + ops.cast(ops.arange(2048), layer.compute_dtype)[:, None], (2048, 1)
     ),
     "sines_of_float32_positions": lambda: computed(sinusoid),
+    "mean_by_a_count": lambda: computed(
+        lambda layer, x: (
+            ops.sum(x, 1) / ops.cast(ops.sum(ops.cast(x != 0, "int32"), 1), layer.compute_dtype)
+        ),
+        (3000, 1),
+    ),
     "pixels": lambda: computed(
         lambda layer, x: ops.cast(x, layer.compute_dtype), (8, 8, 3), "uint8"
     ),

@@ -39,7 +39,7 @@ def scaled_attention(x):
 
 def sum_over_an_image(x):
     """A mean by hand."""
-    return ops.sum(x, axis=1, keepdims=True) / 4096.0
+    return ops.sum(x, axis=1, keepdims=True) / 8192.0
 
 
 def far_from_float32(value, shape=(64,), count=1, tolerance=0.1):
@@ -65,23 +65,35 @@ def far_from_float32(value, shape=(64,), count=1, tolerance=0.1):
 
 
 def lossy(function, value, shape=(64,), count=1):
+    """Loses at ordinary values, up to 16, or at larger ones, which nobody need ever give it."""
+    ordinary = value <= 16
     return Bad(
         lambda: model_of(function, shape, count),
         "lossy_layer",
         "custom",
         far_from_float32(value, shape, count),
+        None if ordinary else lambda: model_of(float32_inside(function), shape, count),
+        "warning" if ordinary else "info",
     )
 
 
-def of_keras(layer, shape=(64,), count=1):
+def of_keras(layer, shape=(64,), count=1, first=None):
     inputs = [keras.Input(shape) for _ in range(count)]
     inputs = inputs if count > 1 else inputs[0]
-    return keras.Model(inputs, float32_head(layer(inputs)))
+    x = first(inputs) if first else inputs
+    return keras.Model(inputs, float32_head(layer(x)))
 
 
 def regularized():
     dense = layers.Dense(4, activity_regularizer="l2", dtype=HALF, name="custom")
     return of_keras(dense, (8,))
+
+
+def dot(dtype):
+    """https://github.com/keras-team/keras/pull/23565: cosine similarity."""
+    a, b = keras.Input((64,)), keras.Input((64,))
+    x = layers.Dot(1, normalize=True, dtype=dtype, name="custom")([a, b])
+    return keras.Model([a, b], float32_head(x))
 
 
 def fit_fails(model):
@@ -95,16 +107,32 @@ def fit_fails(model):
 
 BAD = {
     "rms_norm": lossy(rms, 400.0),
-    "logsumexp": lossy(logsumexp, 30.0),
+    "logsumexp": lossy(logsumexp, 16.0),
     "deviation": lossy(deviation, 60.0),
     "cosine": lossy(cosine, 60.0, count=2),
     "unscaled_attention": lossy(unscaled_attention, 16.0, (8, 512)),
-    "sum_over_an_image": lossy(sum_over_an_image, 60.0, (4096, 3)),
+    "sum_over_an_image": lossy(sum_over_an_image, 16.0, (8192, 3)),
+    "unit_norm_of_keras": Bad(
+        lambda: of_keras(layers.UnitNormalization(dtype=HALF, name="custom")),
+        "lossy_layer",
+        "custom",
+        far_from_float32(60.0),
+    ),
+    "dot_of_keras": Bad(
+        lambda: dot(HALF),
+        "lossy_layer",
+        "custom",
+        lambda model: not (model.predict([np.full((1, 64), 60.0)] * 2, verbose=0) > 0.5).all(),
+    ),
     "activity_regularizer": Bad(regularized, "half_added_loss", "custom", fit_fails),
 }
 
 CLEAN = {
     "rms_norm_in_float32_inside": clean(float32_inside(rms)),
+    "norm_of_values_that_are_not_large": clean(rms),
+    "unit_norm_of_normalized_values": lambda: of_keras(
+        layers.UnitNormalization(dtype=HALF), first=layers.LayerNormalization(dtype=HALF)
+    ),
     "rms_norm_of_bounded_values": lambda: model_of(lambda x: rms(ops.tanh(x))),
     "logsumexp_of_keras": clean(lambda x: ops.logsumexp(x, axis=-1, keepdims=True)),
     "scaled_attention": lambda: model_of(scaled_attention, (8, 64)),

@@ -30,7 +30,9 @@ def sgd(**kwargs):
 
 
 def compiled(model, optimizer=None, by=None, **kwargs):
-    (by or type(model).compile)(model, optimizer or sgd(), loss=tiny_loss, **kwargs)
+    (by or type(model).compile)(
+        model, optimizer or sgd(), loss=tiny_loss, run_eagerly=True, **kwargs
+    )
     return model
 
 
@@ -118,7 +120,7 @@ def stepped(cls, optimizer=None):
     with tfmp.policies.scope(HALF):
         model = cls()
         model(np.ones((1, 1)))
-    model.compile(optimizer or keras.optimizers.SGD(1e-2), loss="mse")
+    model.compile(optimizer or keras.optimizers.SGD(1e-2), loss="mse", run_eagerly=True)
     return model
 
 
@@ -139,7 +141,7 @@ class Gan(keras.Model):
         self.g_optimizer, self.d_optimizer = first, second
 
     def compile(self):
-        super().compile(optimizer=None)
+        super().compile(optimizer=None, run_eagerly=True)
 
     def train_step(self, data):
         x = data[0]
@@ -160,6 +162,30 @@ class Gan(keras.Model):
 
 def gan(wrap):
     model = Gan(wrap(sgd()), wrap(sgd()))
+    model.compile()
+    return model
+
+
+class OfExamples(Gan):
+    """Its `compile` leaves Keras' default optimizer, unused, beside its own."""
+
+    def compile(self):
+        keras.Model.compile(self)
+
+    def train_step(self, data):
+        with tf.GradientTape() as tape:
+            loss = self.g_optimizer.scale_loss(ops.mean(self.generator(data[0])))
+        weights = self.generator.trainable_weights
+        self.g_optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights, strict=True))
+        with tf.GradientTape() as tape:
+            loss = self.d_optimizer.scale_loss(ops.mean(self.discriminator(data[0])))
+        weights = self.discriminator.trainable_weights
+        self.d_optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights, strict=True))
+        return {"loss": loss}
+
+
+def gan_compiled_by_keras():
+    model = OfExamples(*(tfmp.LossScaleOptimizer(sgd()) for _ in range(2)))
     model.compile()
     return model
 
@@ -256,5 +282,6 @@ CLEAN = {
     "keras_own_step_within": lambda: stepped(Logged),
     "clipped_by_the_inner_optimizer": lambda: stepped(Scaled, keras.optimizers.Adam(clipnorm=1.0)),
     "gan_with_scales": lambda: gan(tfmp.LossScaleOptimizer),
+    "gan_as_in_keras_examples": gan_compiled_by_keras,
     "not_compiled": mixed,
 }

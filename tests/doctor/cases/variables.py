@@ -20,7 +20,7 @@ def model(dtype, optimizer, value=1.0, trainable=True):
     )(inputs)
     x = layers.Dense(1, use_bias=False, kernel_initializer="ones", dtype="float32", name="head")(x)
     made = keras.Model(inputs, x)
-    return tfmp.compile(made, optimizer, loss="mse")
+    return tfmp.compile(made, optimizer, loss="mse", run_eagerly=True)
 
 
 def whole(floatx):
@@ -37,7 +37,7 @@ def whole(floatx):
         )
     finally:
         keras.config.set_dtype_policy(with_policy)
-    return tfmp.compile(made, keras.optimizers.SGD(1e-4), loss="mse")
+    return tfmp.compile(made, keras.optimizers.SGD(1e-4), loss="mse", run_eagerly=True)
 
 
 def stands_still(model):
@@ -56,6 +56,19 @@ def breaks(model):
     model.fit(x, y, batch_size=4, verbose=0)
     moved = model.get_layer("dense").get_weights()[0] - 1.0
     return not (np.abs(moved) < 0.1).all()
+
+
+def with_loss(**kwargs):
+    inputs = keras.Input((1,))
+    x = layers.Dense(1, use_bias=False, kernel_initializer="ones", dtype="mixed_float16")(inputs)
+    made = keras.Model(inputs, layers.Activation("linear", dtype="float32")(x))
+    loss = keras.losses.MeanSquaredError(**kwargs)
+    return tfmp.compile(made, "sgd", loss=loss, run_eagerly=True)
+
+
+def loss_is_infinite(model):
+    """The square of 300 is beyond float16."""
+    return not np.isfinite(model.evaluate(np.full((1, 1), 300.0), np.zeros((1, 1)), verbose=0))
 
 
 SLOW = keras.optimizers.SGD
@@ -85,6 +98,14 @@ BAD = {
         lambda: whole("mixed_float16"),
         "error",
     ),
+    "loss_in_float16": Bad(
+        lambda: with_loss(dtype="float16"),
+        "half_loss",
+        None,
+        loss_is_infinite,
+        with_loss,
+        "error",
+    ),
     "adam_on_float16": Bad(
         lambda: model("float16", keras.optimizers.Adam(1e-3, epsilon=1e-8)),
         "half_optimizer_epsilon",
@@ -96,6 +117,7 @@ BAD = {
 }
 
 CLEAN = {
+    "loss_of_keras": with_loss,
     "adam_on_float32": lambda: model("mixed_float16", keras.optimizers.Adam(1e-3, epsilon=1e-8)),
     "frozen_float16": lambda: model("float16", "adam", trainable=False),
 }

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 
 from tfmp.doctor import flow
 from tfmp.doctor.finding import SEVERITIES, Finding
-from tfmp.doctor.ranges import ids_of, of, table_rows
+from tfmp.doctor.ranges import of
 from tfmp.doctor.subject import Subject
+from tfmp.doctor.tables import ids_of, table_rows
 
 MAKING = ("Cast", "Range", "Cumsum", "Fill")
 
@@ -90,8 +91,18 @@ def _made(subject, operation):
         return
     tensor = operation.outputs[0] if operation.type != "Cast" else operation.inputs[0]
     given = of(subject.ranges, tensor)
+    if _only_divides(operation.outputs[0]):
+        return  # a count by which a sum is divided: an error of 2^-12 is rounding like any other
     if given.ids and given.largest > flow.integers(operation.outputs[0].dtype):
         yield operation, given.largest, "Integers", "error"
+
+
+def _only_divides(tensor) -> bool:
+    used = list(flow.uses(tensor, flow.SAME | {"Maximum"}))
+    return bool(used) and all(
+        user.type in ("Reciprocal", "Inv", "Rsqrt") or (user.type == "RealDiv" and index == 1)
+        for user, index in used
+    )
 
 
 def _scaled(subject, operation):

@@ -39,7 +39,7 @@ def no_loss_scale(subject: Subject) -> Iterator[Finding]:
         https://github.com/keras-team/keras/issues/19244
     """
     for name, optimizer in subject.optimizers:
-        if _scales(optimizer):
+        if _scales(optimizer) or _unused(subject, name):
             continue
         where = _float16_of(subject, name, optimizer)
         if where:
@@ -197,6 +197,15 @@ def replicas_loss_scale(subject: Subject) -> Iterator[Finding]:
                 "tfmp.LossScaleOptimizer.",
                 {"optimizer": name, "replicas": replicas},
             )
+
+
+def _unused(subject, name) -> bool:
+    """Whether a `train_step` of one's own names all optimizers that it uses, and this is none."""
+    step = source.step(subject.model)
+    if step is None or not step.applies or len(subject.optimizers) == 1:
+        return False
+    held = {f"self.{name}" for name, _ in subject.optimizers}
+    return set(step.applies) <= held and f"self.{name}" not in step.applies
 
 
 def _are_scaled(subject, written) -> bool:

@@ -52,7 +52,7 @@ def outside_scope(subject: Subject) -> Iterator[Finding]:
         yield Finding(
             "outside_scope",
             # A parent that was told its precision is a choice, and its sublayers may be one, too.
-            "info" if _asked_for(parent) else "warning",
+            "info" if _told(parent) else "warning",
             part.path,
             f"Computes in float32 inside of {parent.name}, which computes in "
             f"{parent.compute_dtype}, and was not told to: it took the global policy of when it "
@@ -61,12 +61,17 @@ def outside_scope(subject: Subject) -> Iterator[Finding]:
         )
 
 
+def _told(layer) -> bool:
+    """Whether a layer's constructor was given a dtype."""
+    return getattr(getattr(layer, "_auto_config", None), "config", {}).get("dtype") is not None
+
+
 def _asked_for(layer) -> bool:
     """Whether somebody gave the layer its policy: in its constructor, or by `set_policy`."""
     config = getattr(getattr(layer, "_auto_config", None), "config", None)
     if config is None:
         return True  # its arguments are not kept; nobody knows
-    if config.get("dtype") is not None or getattr(layer, "_tfmp_float32", False):
+    if _told(layer) or getattr(layer, "_tfmp_float32", False):
         return True
     # Who took the global policy has that very object.
     return layer._dtype_policy is not keras.config.dtype_policy()

@@ -171,9 +171,9 @@ def half_resize(subject: Subject) -> Iterator[Finding]:
 
 
 def _compiled(subject) -> bool:
-    """Whether XLA may compile the model: it says so, or nobody has said anything yet."""
-    model = subject.model
-    return not getattr(model, "compiled", False) or bool(model.jit_compile)
+    """Whether XLA may compile the model: it says so, or it is half and nobody has said anything."""
+    open_yet = not getattr(subject.model, "compiled", False) and bool(subject.half_parts)
+    return open_yet or _surely(subject)
 
 
 def _surely(subject) -> bool:
