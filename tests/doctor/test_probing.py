@@ -13,6 +13,7 @@ from keras import applications
 import tfmp
 from tfmp import doctor, models
 from tfmp.doctor.probe import probe
+from tfmp.doctor.rules import RULES
 from tfmp.doctor.subject import examine
 from tfmp.models import gpt, text_classifier
 
@@ -137,6 +138,12 @@ def test_a_bad_model_is_damaged_found_and_mended(name):
         if batch[1] is not None:
             tfmp.compile(mended, keras.optimizers.SGD(0.01), loss=model.loss)
     assert not damaged(compute(mended, *batch), right)
+
+
+def test_every_rule_of_probing_has_a_model_that_breaks():
+    modules = ("tfmp.doctor.rules.forward", "tfmp.doctor.rules.backward")
+    rules = {name for name, rule in RULES.items() if rule.__module__ in modules}
+    assert rules == {case.rule for case in BAD.values()}
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
