@@ -87,6 +87,11 @@ def _judged(subject, run, drawn, reference, first) -> Probe:
     step, faults, kept = _rounds(run, forward_faults, first, frozenset())
     faults += [] if faults else added_faults(subject, first, reference)
     reach = spans(step)
+    # A layer that computes in float32 from here on may have had wrong gradients, too.
+    wrong = {fault.layer for fault in faults if fault.error is not None}
+    if wrong and not finite(first):
+        found = [fault for _, fault in backward_faults(first) if fault.layer in wrong]
+        faults += [fault for fault in found if fault.error is None]
     if not finite(step):
         step, found, kept = _rounds(run, backward_faults, step, kept)
         faults += found

@@ -21,8 +21,9 @@ def backward_overflow(subject: Subject) -> Iterator[Finding]:
 
     Example:
         inputs = keras.Input((4,))
-        root = keras.layers.Lambda(lambda x: keras.ops.sqrt(x * 1e-3), dtype="mixed_float16")
-        model = keras.Model(inputs, root(inputs))  # slopes at 1e-5 are above 65504 in between
+        root = keras.layers.Lambda(lambda x: keras.ops.sqrt(x + 1e-9), dtype="mixed_float16")
+        outputs = root(keras.layers.Dense(4, "relu")(inputs))
+        model = keras.Model(inputs, outputs)  # 1e-9 is 0 in float16, and the slope at 0 infinite
 
     Mend:
         Give the layer `dtype="float32"`, which `fix` does; take means and not sums in the loss.
@@ -48,8 +49,9 @@ def backward_loss(subject: Subject) -> Iterator[Finding]:
 
     Example:
         inputs = keras.Input((4,))
-        square = keras.layers.Lambda(lambda x: keras.ops.square(x * 1e-5) * 1e5)
-        model = keras.Model(inputs, square(inputs))  # slopes of 1e-10 in between are zero
+        gate = keras.layers.Lambda(lambda x: keras.ops.sigmoid(x + 10), dtype="mixed_float16")
+        outputs = gate(keras.layers.Dense(4)(inputs))
+        model = keras.Model(inputs, outputs)  # its outputs are 1 in float16, and their slopes 0
 
     Mend:
         Give the layer `dtype="float32"`, which `fix` does.

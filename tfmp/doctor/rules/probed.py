@@ -8,6 +8,8 @@ from tfmp.doctor.subject import Subject
 
 # Doublings left to the largest float16; with fewer a finding says so.
 HEADROOM = 2.0
+# What float16 holds with 4 bits or more.
+HOLDS = 2.0**-20
 # Error, and loss of a gradient by its norm, from which a finding is an error.
 GRAVE = 0.3
 
@@ -73,9 +75,13 @@ def faults(subject: Subject, direction: str, *kinds: str) -> list[Fault]:
 
 
 def own(subject: Subject, fault: Fault) -> bool:
-    """Whether a fault is the layer's own, and no lack of a loss scale."""
+    """Whether a fault is the layer's own, and no lack of a loss scale.
+
+    Without one it is the layer's own if float16 could hold the gradient that was lost.
+    """
     flushed = fault.direction == "backward" and fault.kind == "flush"
-    return not (flushed and fault.dtype == "float16" and subject.probe.wanted_scale is None)
+    unscaled = fault.dtype == "float16" and subject.probe.wanted_scale is None
+    return not (flushed and unscaled and fault.largest_output < HOLDS)
 
 
 def finding(rule: str, subject: Subject, fault: Fault, text: str) -> Finding:
