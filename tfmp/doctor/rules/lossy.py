@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import math
 from collections.abc import Iterator
 
 import keras
@@ -98,7 +99,7 @@ def _finding(part, call, magnitude, error, what):
         f"{magnitude:g}, where float32's is right and would fit: a sum, square or power "
         "inside is out of range or rounded. Give it dtype='float32', or compute it in float32 "
         "inside.",
-        {"magnitude": magnitude, "error": error},
+        {"magnitude": magnitude, "error": error if math.isfinite(error) else None},
         (part.path,),
     )
 
