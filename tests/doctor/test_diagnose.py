@@ -51,6 +51,12 @@ def nested():
     return keras.Model(inputs, layers.Dense(1, dtype="float32", name="head")(x))
 
 
+def unit_norm():
+    inputs = keras.Input((64,))
+    x = layers.UnitNormalization(dtype=HALF, name="unit")(inputs)
+    return keras.Model(inputs, layers.Dense(1, dtype="float32")(x))
+
+
 def found(model, rule, **kwargs):
     return [x.layer for x in doctor.diagnose(model, **kwargs) if x.rule == rule]
 
@@ -86,7 +92,8 @@ def test_findings_come_by_severity_and_their_evidence_is_json():
     severities = [x.severity for x in findings]
     assert severities == sorted(severities, key=["error", "warning", "info"].index)
     assert {"error", "info"} <= set(severities)
-    json.dumps([dict(x.evidence) for x in findings])
+    findings += doctor.diagnose(nested()) + doctor.diagnose(unit_norm())
+    json.dumps([dict(x.evidence) for x in findings], allow_nan=False)
 
 
 def test_a_model_stays_as_it_was():

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import math
 from collections.abc import Iterator
 
 import keras
@@ -46,10 +47,10 @@ def lossy_layer(subject: Subject) -> Iterator[Finding]:
     """A layer overflows or loses digits inside, though its input and output fit into half.
 
     A norm squares its input: above 256 the square is beyond float16, below 2e-4 it is zero.
-    log(sum(exp(x))) is infinite from x = 12 on. Keras computes some of its layers in float32 inside
-    and others not, and changes it from release to release; so each layer that squares, sums or
-    raises in half is tried in both precisions, on values of 1e-4 to 400. A layer of one's own that
-    loses above 16 only is information: that depends on what it is given, which a batch tells.
+    log(sum(exp(x))) is infinite from x = 11.1 on. Keras computes some of its layers in float32
+    inside and others not, and changes it from release to release; so each layer that squares, sums
+    or raises in half is tried in both precisions, on values of 1e-4 to 400. A layer of one's own
+    that loses above 16 only is information: that depends on what it is given, which a batch tells.
 
     Example:
         class RMSNorm(keras.layers.Layer):
@@ -98,7 +99,7 @@ def _finding(part, call, magnitude, error, what):
         f"{magnitude:g}, where float32's is right and would fit: a sum, square or power "
         "inside is out of range or rounded. Give it dtype='float32', or compute it in float32 "
         "inside.",
-        {"magnitude": magnitude, "error": error},
+        {"magnitude": magnitude, "error": error if math.isfinite(error) else None},
         (part.path,),
     )
 

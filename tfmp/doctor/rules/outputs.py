@@ -7,7 +7,7 @@ from tfmp.doctor.finding import Finding
 from tfmp.doctor.subject import Subject
 
 # What maps a model's last values to probabilities.
-SQUASHING = ("Softmax", "Sigmoid", "LogSoftmax", "Exp", "Softplus", "Log")
+SQUASHING = ("Softmax", "Sigmoid")
 
 
 def half_output(subject: Subject) -> Iterator[Finding]:
@@ -30,7 +30,7 @@ def half_output(subject: Subject) -> Iterator[Finding]:
 
     References:
         Keras' guide "Mixed precision", section on building the model:
-        https://www.tensorflow.org/guide/mixed_precision
+            https://www.tensorflow.org/guide/mixed_precision
     """
     named: set[str | None] = set()
     trace = subject.trace
@@ -83,7 +83,7 @@ def not_traced(subject: Subject) -> Iterator[Finding]:
 
     References:
         TensorFlow's guide "Better performance with tf.function":
-        https://www.tensorflow.org/guide/function
+            https://www.tensorflow.org/guide/function
     """
     for failure in subject.trace.failures:
         yield Finding(

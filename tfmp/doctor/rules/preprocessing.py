@@ -23,8 +23,8 @@ def half_preprocessing(subject: Subject) -> Iterator[Finding]:
     """Raw values lose their digits before they are normalized.
 
     A layer casts its input to its compute dtype first. Pixels of 16 bits (up to 65535), years,
-    prices or temperatures in Kelvin then are rounded to 11 bits, or become infinite above 65504,
-    and normalization can't bring back what is lost. Boundaries of `Discretization` fall together.
+    prices or pressures in Pascal then are rounded to 11 bits, or become infinite above 65504, and
+    normalization can't bring back what is lost. Boundaries of `Discretization` fall together.
     Pixels of 8 bits survive.
 
     Example:
@@ -67,9 +67,9 @@ def half_augmentation(subject: Subject) -> Iterator[Finding]:
     """Augmentation in half rounds pixels, and draws coarse random numbers.
 
     Keras' image layers compute in the global policy's dtype unless they are told otherwise. Pixels
-    of 0-255 keep an eighth, positions above 2048 are whole numbers, sums over an image overflow
-    or lose what they add, and a random number in float16 is one of 1,024: contrast and blur come
-    out different. Flips and crops only move pixels, and are exact.
+    of 0-255 are rounded to an eighth, positions above 2048 to whole numbers, and a random number in
+    float16 is one of some thousand: of one seed, contrast comes out different by several of 255.
+    Flips and crops only move pixels, and are exact.
 
     Example:
         images = np.random.default_rng(0).uniform(0, 255, (1, 64, 64, 3))
@@ -83,7 +83,7 @@ def half_augmentation(subject: Subject) -> Iterator[Finding]:
         `dtype="float32"` for the layer, or augmentation in the data pipeline. `fix` sets it.
 
     References:
-        https://github.com/keras-team/keras/issues/20931 (the same remedy for resizing)
+        Seen on Keras 3.15.
     """
     for part in subject.half_parts:
         layer = part.layer

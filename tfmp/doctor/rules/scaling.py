@@ -20,8 +20,8 @@ def no_loss_scale(subject: Subject) -> Iterator[Finding]:
     the gradients behind it. Keras' `compile` adds one only where the model's own policy is named
     exactly mixed_float16: with a policy per layer or a `DTypePolicyMap`, with
     `auto_scale_loss=False`, in a loop of one's own, and for all further optimizers of a GAN there
-    is none. Layers that are frozen behind which nothing in float16 trains need none; nor does
-    bfloat16, which has float32's range.
+    is none. A frozen float16 part in front of float32 layers needs none: no gradient enters it. Nor
+    does bfloat16, which has float32's range.
 
     Example:
         inputs = keras.Input((4,))
@@ -71,8 +71,8 @@ def unscaled_loss(subject: Subject) -> Iterator[Finding]:
 
     In Keras 3 `LossScaleOptimizer.apply` divides the gradients by the scale, 32768 at first,
     whether or not the loss was multiplied by it. A `train_step` of one's own has to call
-    `optimizer.scale_loss(loss)`; without it SGD learns 32768 times too slowly, and Adam, whose
-    epsilon is then large, hardly at all. Nothing says so.
+    `optimizer.scale_loss(loss)`; without it SGD learns 32768 times too slowly, and Adam,
+    whose epsilon is then large beside its gradients, too slowly as well. Nothing says so.
 
     Example:
         class Model(keras.Model):
@@ -130,7 +130,7 @@ def clipped_before_unscaling(subject: Subject) -> Iterator[Finding]:
 
     References:
         Micikevicius et al. 2018, Mixed Precision Training, arXiv:1710.03740, section 3.2 (gradients
-        are unscaled before they are clipped).
+            are unscaled before they are clipped).
     """
     for name, optimizer in subject.optimizers:
         clip = source.clips_in_apply(optimizer) if _scales(optimizer) else None
