@@ -31,6 +31,7 @@ LAYERS = {
     "models": 1,
     "data": 1,
     "metrics": 1,
+    "doctor": 2,
     "training": 2,
     "evaluation": 2,
     "report": 2,

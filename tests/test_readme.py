@@ -42,7 +42,7 @@ def test_the_example_of_policies():
     ],
 )
 def test_the_examples_of_loss_scaling_run_on_two_replicas(example, check, tmp_path, run_fresh):
-    assert len(EXAMPLES) == 4
+    assert len(EXAMPLES) == 5
     scaled = "assert strategy.num_replicas_in_sync == 2"
     (tmp_path / "example.py").write_text("\n".join([TWO_CPUS, EXAMPLES[example], scaled, check]))
     run_fresh(tmp_path / "example.py", cwd=tmp_path)
@@ -56,6 +56,15 @@ def test_the_example_of_the_matrix_is_green(tmp_path, monkeypatch):
     config = matrix.Config(targets=("readme_models:build",), output="matrix.json", **cells)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     assert [row["verdict"] for row in matrix.run(config)["cells"]] == ["green"]
+
+
+def test_the_example_of_the_doctor():
+    names: dict = {}
+    exec(EXAMPLES[4], names)
+    assert [(x.rule, x.layer) for x in names["findings"] if x.severity == "error"] == [
+        ("half_output", "head")
+    ]
+    assert names["model"].get_layer("head").compute_dtype == "float32"
 
 
 def test_the_commands_name_what_exists():

@@ -12,6 +12,7 @@ _SUBMODULES = (
     "commands",
     "data",
     "distribution",
+    "doctor",
     "errors",
     "evaluation",
     "hardware",

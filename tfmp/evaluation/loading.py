@@ -50,7 +50,7 @@ def load(path) -> Subject:
             f"Received: {path}."
             + (" That run is not finished: go on with it by --resume." if unfinished else "")
         )
-    model = _read(file)
+    model = read(file)
     # A list of several tensors' shapes, or nothing at all in a subclass, is not for us.
     inputs, outputs = (getattr(model, name, None) for name in ("input_shape", "output_shape"))
     ranks = [len(x) if isinstance(x, tuple) else None for x in (inputs, outputs)]
@@ -124,7 +124,15 @@ def under_policies(subject, others):
     return models
 
 
-def _read(file):
+def read(file) -> keras.Model:
+    """A model of a `.keras` file, uncompiled.
+
+    Args:
+        file: Path of the file.
+
+    Raises:
+        UserError: It is damaged, no Keras model, or of classes that are not imported.
+    """
     try:
         return keras.saving.load_model(file, compile=False)
     except (zipfile.BadZipFile, zlib.error, OSError, KeyError, ValueError, TypeError) as error:

@@ -17,7 +17,7 @@ Without a target it takes all recipes. `my_models:build` is a function without a
 of the current folder, which returns (compiled Keras model, data); data are a `tf.data.Dataset` of
 batches (x, y) or arrays (x, y). It is called in each cell, under the cell's policy and strategy,
 and its model trains by `tfmp.accelerate`. Two replicas are GPUs, or logical devices where there is
-one device only.
+one device only. A recipe that trains on one device, such as gan, has no cells of two.
 
 Exit status: 0 all green; 10 a cell is red; 1 crash; 2 a mistake in the flags, or the function
 returned something else.

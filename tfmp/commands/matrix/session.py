@@ -58,16 +58,19 @@ def run(config):
         DifferentError: A cell is red.
     """
     targets = config.targets or tuple(recipes.names())
-    for name in targets:
-        if not target.is_function(name):
-            _flags(config, Cell(name, "float32", False, 1))  # a mistake in a flag shows at once
+    cells = {name: found for name in targets if (found := list(_cells(config, name)))}
+    if not cells:
+        raise UserError(
+            "Expected a target that trains on several replicas, or 1 among --replicas. Received: "
+            f"{', '.join(targets)}, --replicas={','.join(map(str, config.replicas))}."
+        )
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     file = benchmark_session.output_file(config.output or f"runs/matrix-{now}.json")
     rows: list[dict] = []
     made_with: dict = {}
     with benchmark_session.ended_by_sigterm():
-        for name in targets:
-            found = _of_target(config, name)
+        for name, of_target in cells.items():
+            found = _of_target(config, name, of_target)
             rows += [_row(config, cell, found) for cell in found]
             known = (outcome for outcome in found.values() if "versions" in outcome)
             made_with = made_with or next(known, {})
@@ -79,13 +82,22 @@ def run(config):
     return results
 
 
-def _of_target(config, name):
+def _cells(config, name):
+    """The cells of a target; a recipe may be for one replica only."""
+    replicas = config.replicas
+    if not target.is_function(name):
+        _flags(config, Cell(name, "float32", False, 1))  # a mistake in a flag shows at once
+        try:
+            _flags(config, Cell(name, "float32", False, max(replicas)))
+        except UserError as error:
+            print(f"{name}: no cells of several replicas. {error}", flush=True)
+            replicas = [count for count in replicas if count == 1]
+    for policy, xla, count in itertools.product(config.policies, config.jit_compile, replicas):
+        yield Cell(name, policy, xla == "true", count)
+
+
+def _of_target(config, name, cells):
     """What was found in each cell of a target: dict by `Cell`."""
-    lists = config.policies, config.jit_compile, config.replicas
-    cells = [
-        Cell(name, policy, xla == "true", replicas)
-        for policy, xla, replicas in itertools.product(*lists)
-    ]
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         places = {cell: pathlib.Path(folder, str(number)) for number, cell in enumerate(cells)}

@@ -1,0 +1,123 @@
+"""Ways into Keras: calls of layers and operations, and random numbers, go through our functions.
+
+Keras has hooks for none of them. The patches are the process's: nothing else may run beside.
+"""
+
+import contextlib
+
+import keras
+import tensorflow as tf
+from keras.src import backend as keras_backend
+from keras.src.backend.tensorflow import core as keras_core
+from keras.src.backend.tensorflow import random as keras_random  # what layers draw from
+from keras.src.ops.operation import Operation
+
+from tfmp.policies.choice import HALF
+
+# Bits of a uniform random number, as TensorFlow draws them in half.
+BITS = {"float16": 10, "bfloat16": 7}
+
+
+@contextlib.contextmanager
+def patched(on_layer, on_operation, on_seed):
+    """Layers, operations and seeds call these functions within; `tf.function`s run eagerly.
+
+    Random numbers are drawn in float32 and rounded, so that both precisions get the same.
+
+    Args:
+        on_layer: Function of (Keras' own call, layer, args, kwargs).
+        on_operation: The same for operations; a layer's call comes by it, too, within `on_layer`.
+        on_seed: Function of (Keras' own drawing of a seed, seed or generator).
+    """
+    calls = keras.Layer.__call__, Operation.__call__
+    drawing = {name: getattr(keras_random, name) for name in ("draw_seed", *_DRAWS)}
+    eagerly = tf.config.functions_run_eagerly()
+
+    def called(on_call, original):
+        return lambda self, *args, **kwargs: on_call(original, self, args, kwargs)
+
+    keras.Layer.__call__ = called(on_layer, calls[0])
+    Operation.__call__ = called(on_operation, calls[1])
+    keras_random.draw_seed = lambda seed: on_seed(drawing["draw_seed"], seed)
+    for name, draw in _DRAWS.items():
+        setattr(keras_random, name, draw(drawing[name]))
+    tf.config.run_functions_eagerly(True)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(eagerly)
+        keras.Layer.__call__, Operation.__call__ = calls
+        for name, function in drawing.items():
+            setattr(keras_random, name, function)
+
+
+@contextlib.contextmanager
+def no_half_casts():
+    """Casts to half give float32 within: those that a layer's code asks for by name."""
+    places = [(tf, "cast"), (keras_core, "cast"), (keras_backend, "cast")]
+    before = [getattr(module, name) for module, name in places]
+
+    def whole(original):
+        def cast(x, dtype, *args, **kwargs):
+            half = dtype is not None and keras.backend.standardize_dtype(dtype) in HALF
+            return original(x, "float32" if half else dtype, *args, **kwargs)
+
+        return cast
+
+    for (module, name), original in zip(places, before, strict=True):
+        setattr(module, name, whole(original))
+    try:
+        yield
+    finally:
+        for (module, name), original in zip(places, before, strict=True):
+            setattr(module, name, original)
+
+
+def as_graph(function):
+    """Calls a function as a TensorFlow graph, also where `tf.function`s run eagerly."""
+    eagerly = tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(False)
+    try:
+        return tf.function(function, autograph=False).get_concrete_function()()
+    finally:
+        tf.config.run_functions_eagerly(eagerly)
+
+
+def _normal(original):
+    def normal(*args, dtype=None, **kwargs):
+        drawn = original(*args, dtype="float32", **kwargs)
+        return tf.cast(drawn, dtype or keras.config.floatx())
+
+    return normal
+
+
+def _uniform(original):
+    def uniform(shape, minval=0.0, maxval=1.0, dtype=None, seed=None):
+        dtype = keras.backend.standardize_dtype(dtype or keras.config.floatx())
+        if dtype not in HALF:
+            return original(shape, minval, maxval, dtype=dtype, seed=seed)
+        # Rounded down, else it could be the maximum.
+        steps = 2.0 ** BITS[dtype]
+        unit = tf.floor(original(shape, dtype="float32", seed=seed) * steps) / steps
+        low, high = tf.cast(minval, dtype), tf.cast(maxval, dtype)
+        return tf.cast(unit, dtype) * (high - low) + low
+
+    return uniform
+
+
+def _dropout(original):
+    def dropout(inputs, rate, noise_shape=None, seed=None):
+        if inputs.dtype.name not in HALF:
+            return original(inputs, rate, noise_shape, seed)
+        ones = tf.ones(tf.shape(inputs), "float32")
+        return inputs * tf.cast(original(ones, rate, noise_shape, seed), inputs.dtype)
+
+    return dropout
+
+
+_DRAWS = {
+    "dropout": _dropout,
+    "normal": _normal,
+    "truncated_normal": _normal,
+    "uniform": _uniform,
+}

@@ -1,0 +1,150 @@
+"""What layers give on a batch: `tfmp.doctor.probe` runs the model."""
+
+from collections.abc import Iterator
+
+from tfmp.doctor.finding import Finding
+from tfmp.doctor.rules.probed import faults, finding, percent
+from tfmp.doctor.subject import Subject
+
+
+def half_overflow(subject: Subject) -> Iterator[Finding]:
+    """A layer gives infinity or NaN where float32 gives numbers.
+
+    The largest float16 is 65504. Sums over many values, products, squares, exponentials and raw
+    inputs (times, prices, pixels of 16 bits) go beyond it, and the first infinity becomes NaN in
+    the next subtraction or division. An epsilon below 6e-8 is 0 in float16, so that what it kept
+    from being divided by zero is. The layer is run in both precisions on the same inputs, so it
+    is the one where that arises and not one that it reaches.
+
+    Example:
+        inputs = keras.Input((4,))
+        hidden = keras.layers.Dense(8, dtype="mixed_float16")(inputs)
+        model = keras.Model(inputs, keras.layers.Dense(1, dtype="float32")(hidden))
+        model.predict(np.full((1, 4), 1e6), verbose=0)  # NaN or infinity
+
+    Mend:
+        Bring the inputs to a size of about 1, in float32 (`Normalization` or `Rescaling` with
+        `dtype="float32"`), or give the layer `dtype="float32"`, and those behind it that take what
+        it gives. `fix` does the latter.
+
+    References:
+        tensorflow/tensorflow#47156: the variance of an instance normalization.
+        keras-team/keras#22586: a GroupNormalization of values around 65504.
+        Micikevicius et al., "Mixed Precision Training", ICLR 2018, section 3.3.
+    """
+    for fault in faults(subject, "forward", "overflow", "nan"):
+        what = "infinity" if fault.kind == "overflow" else "NaN"
+        text = f"Gives {what} in {fault.dtype} where float32 gives up to {fault.largest_output:.4g}"
+        yield finding("half_overflow", subject, fault, text)
+
+
+def inner_overflow(subject: Subject) -> Iterator[Finding]:
+    """A sum, norm or variance overflows inside a layer whose inputs and outputs are finite.
+
+    The square of 256 is above 65504. A norm that is infinite inside makes zeros of what is divided
+    by it: nothing is NaN, no loss scale reacts, and the layer is silently wrong.
+
+    Example:
+        layer = keras.layers.UnitNormalization(dtype="mixed_float16")
+        layer(np.full((1, 4), 300.0))  # zeros, and not 0.5
+
+    Mend:
+        Give the layer `dtype="float32"`, which `fix` does; in a layer of your own, cast to float32
+        before the sum and back after the division.
+
+    References:
+        keras-team/keras#23546: `ops.normalize` in float16.
+        tensorflow/tensorflow#47156: means and variances in float16.
+    """
+    for fault in faults(subject, "forward", "flush", "departure"):
+        if fault.inner:
+            text = (
+                f"{fault.operation} overflows {fault.dtype} inside it, for inputs of up to "
+                f"{fault.largest_input:.4g}; its outputs are finite and wrong by "
+                f"{percent(fault.error)}"
+            )
+            yield finding("inner_overflow", subject, fault, text)
+
+
+def flush_to_zero(subject: Subject) -> Iterator[Finding]:
+    """A layer gives zeros where float32 gives small numbers.
+
+    Below 6e-8 float16 has nothing but zero, and below 6e-5 fewer digits. Products of
+    probabilities, squares of small differences and exponentials of large negative numbers vanish;
+    a logarithm or a division behind them makes infinity of it.
+
+    Example:
+        inputs = keras.Input((8,))
+        product = keras.layers.Lambda(lambda x: keras.ops.prod(x, axis=-1), dtype="mixed_float16")
+        model = keras.Model(inputs, product(inputs))
+        model.predict(np.full((1, 8), 0.1), verbose=0)  # 0, and not 1e-8
+
+    Mend:
+        Give the layer `dtype="float32"` (`fix` does), or add logarithms in place of multiplying.
+
+    References:
+        keras-team/keras#23546: epsilon squared is 0 in float16.
+    """
+    for fault in faults(subject, "forward", "flush"):
+        if not fault.inner:
+            text = (
+                f"Gives zeros in {fault.dtype} where float32 gives up to "
+                f"{fault.largest_output:.4g}; {percent(fault.error)} of its output is lost"
+            )
+            yield finding("flush_to_zero", subject, fault, text)
+
+
+def leaves_float32(subject: Subject) -> Iterator[Finding]:
+    """A layer's output differs from float32 by more than rounding it explains.
+
+    float16 has 11 significant bits and bfloat16 8: integers above 2048 (256) merge, a sum of many
+    terms stops growing, and a small difference of large numbers has no right digit. Rounding the
+    inputs as half does is tried in float32; what a layer adds to that many times over is its own
+    loss. So is a large error that rounding the inputs does explain, such as the sine of a
+    position of 5001.
+
+    Example:
+        inputs = keras.Input((1,))
+        phase = keras.layers.Lambda(lambda x: keras.ops.sin(x), dtype="mixed_float16")
+        model = keras.Model(inputs, phase(inputs))
+        model.predict(np.array([[5001.0]]), verbose=0)  # sin(5000)
+
+    Mend:
+        Give the layer `dtype="float32"`, which `fix` does; keep positions, times and counts
+        integers until they are embedded.
+
+    References:
+        EleutherAI/gpt-neox#1003: rotary embeddings whose phases are computed in half.
+        vllm-project/vllm#54620: sinusoidal positions computed in float16.
+    """
+    for fault in faults(subject, "forward", "departure"):
+        if not fault.inner:
+            text = (
+                f"Differs from float32 by {percent(fault.error)} in {fault.dtype}; rounding its "
+                f"inputs explains {percent(fault.explained)}"
+            )
+            yield finding("leaves_float32", subject, fault, text)
+
+
+def fails_in_half(subject: Subject) -> Iterator[Finding]:
+    """A layer raises an error in half and none in float32.
+
+    Most often it mixes a float32 constant with its float16 inputs: TensorFlow doesn't convert.
+
+    Example:
+        class Scaled(keras.layers.Layer):
+            def call(self, inputs):
+                return inputs * tf.constant([2.0])
+
+        Scaled(dtype="mixed_float16")(np.ones((1, 4)))  # InvalidArgumentError
+
+    Mend:
+        Cast constants to `self.compute_dtype`, or give the layer `dtype="float32"` (`fix` does).
+
+    References:
+        tensorflow/tensorflow#46064: attention layers under a mixed policy.
+    """
+    for fault in faults(subject, "forward", "raises"):
+        error = (subject.probe.error or "").strip().split("\n")[0][:200]
+        text = f"Raises an error in {fault.dtype} and none in float32: {error}"
+        yield finding("fails_in_half", subject, fault, text)

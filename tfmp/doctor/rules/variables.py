@@ -1,0 +1,149 @@
+"""Variables that are half themselves, and what is computed of them."""
+
+from collections.abc import Iterator
+
+import keras
+
+from tfmp import loss_scale
+from tfmp.doctor.finding import Finding
+from tfmp.doctor.subject import Subject
+from tfmp.policies.choice import HALF
+
+
+def half_variables(subject: Subject) -> Iterator[Finding]:
+    """Weights in float16 or bfloat16 lose their small updates.
+
+    float16 keeps 11 significant bits, bfloat16 8. An update smaller than 2^-12 (2^-9) of its weight
+    is rounded away: training stalls, and no loss scale helps. The same befalls moving averages, and
+    metrics that count. It comes from `keras.config.set_floatx("float16")`, or from a policy named
+    "float16" instead of "mixed_float16". Frozen weights may be half.
+
+    Example:
+        layer = keras.layers.Dense(1, dtype="float16")
+        layer.build((None, 1))
+        layer.kernel.assign([[1.0]])
+        for _ in range(1000):
+            layer.kernel.assign_add([[1e-4]])
+        layer.kernel.numpy()  # still 1.0, instead of 1.1
+
+    Mend:
+        Build the model under mixed_float16 or mixed_bfloat16, which keep float32 weights, and load
+        the weights into it.
+
+    References:
+        Micikevicius et al. 2018, Mixed Precision Training, arXiv:1710.03740, section 3.1.
+        https://github.com/keras-team/keras/issues/4032
+    """
+    held = [part for part in subject.parts if _trains_in_half(part.layer)]
+    if held and subject.model.dtype_policy.variable_dtype in HALF:
+        names = [part.path for part in held]
+        yield _half_weights(None, subject.model.dtype_policy.variable_dtype, names)
+    else:
+        # A layer of Keras' own and the parts in it have one name.
+        for name in dict.fromkeys(part.path for part in held):
+            layer = next(part.layer for part in held if part.path == name)
+            yield _half_weights(name, layer.variable_dtype, [name])
+    for metric in getattr(subject.model, "metrics", ()):
+        dtypes = {str(v.dtype) for v in metric.variables}
+        if dtypes & set(HALF):
+            yield Finding(
+                "half_variables",
+                "warning",
+                None,
+                f"The metric {metric.name!r} counts in {min(dtypes)}, which stands still at 2048 "
+                "(bfloat16: 256). Build it under a floatx of float32.",
+                {"metric": metric.name},
+            )
+
+
+def half_optimizer_epsilon(subject: Subject) -> Iterator[Finding]:
+    """An optimizer's epsilon is lost where its slots are float16.
+
+    An optimizer's slots have the dtype of their variables. In float16 Adam's second moment, the
+    square of a gradient, is zero for gradients below 2e-4, and its epsilon of 1e-7 or 1e-8 rounds
+    to 1.2e-7 or zero: the step becomes a gradient over nothing, infinite or NaN. With float32
+    variables, as under mixed_float16, the same epsilon is right.
+
+    Example:
+        model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, dtype="float16")])
+        model.compile(keras.optimizers.Adam(epsilon=1e-8), "mse")
+        model.fit(np.full((8, 1), 1e-4), np.zeros((8, 1)), verbose=0)
+        model.get_weights()  # NaN
+
+    Mend:
+        float32 variables: a policy of mixed_float16 in place of float16.
+
+    References:
+        https://github.com/keras-team/keras/issues/11860
+    """
+    names = [
+        part.path
+        for part in subject.parts
+        if part.layer.trainable
+        and any(str(v.dtype) == "float16" for v in part.layer._trainable_variables)
+    ]
+    for name, optimizer in subject.optimizers if names else ():
+        inner = loss_scale.inner(optimizer)
+        epsilon = getattr(inner, "epsilon", None)
+        # 2^-14 is the smallest number that float16 holds with all its bits.
+        if isinstance(epsilon, float) and epsilon < 2.0**-14:
+            yield Finding(
+                "half_optimizer_epsilon",
+                "error",
+                None,
+                f"{name} ({type(inner).__name__}) has an epsilon of {epsilon:g} and slots in "
+                f"float16, as the variables of {', '.join(names[:3])} are: the epsilon is lost, "
+                "and updates become infinite or NaN. Keep variables float32.",
+                {"epsilon": epsilon, "layers": names[:20]},
+            )
+
+
+def half_loss(subject: Subject) -> Iterator[Finding]:
+    """A loss that is computed in half overflows before it is scaled.
+
+    Keras' losses compute in floatx, float32, whatever the model's policy is. Given a `dtype` of
+    float16, or a floatx of float16, squares and sums of examples pass 65504, and so does the loss
+    times its scale: every step is skipped.
+
+    Example:
+        loss = keras.losses.MeanSquaredError(dtype="float16")
+        loss(np.zeros((1, 1)), np.full((1, 1), 300.0))  # inf
+
+    Mend:
+        Leave out the `dtype`, with a floatx of float32.
+
+    References:
+        Micikevicius et al. 2018, Mixed Precision Training, arXiv:1710.03740, section 3.3.
+    """
+    for loss in keras.tree.flatten(subject.loss):
+        dtype = getattr(loss, "dtype", None)
+        if isinstance(loss, keras.losses.Loss) and dtype in HALF:
+            yield Finding(
+                "half_loss",
+                "error" if dtype == "float16" else "warning",
+                None,
+                f"The loss {loss.name!r} is computed in {dtype}: squares and sums overflow or are "
+                "rounded before the loss scale. Leave out its dtype.",
+                {"dtype": dtype, "loss": loss.name},
+            )
+
+
+def _trains_in_half(layer) -> bool:
+    if not layer.trainable:
+        return False
+    moving = isinstance(layer, keras.layers.BatchNormalization)
+    variables = [*layer._trainable_variables, *(layer._non_trainable_variables if moving else ())]
+    return any(str(v.dtype) in HALF for v in variables)
+
+
+def _half_weights(name, dtype, names):
+    bits = {"float16": 11, "bfloat16": 8}[dtype]
+    return Finding(
+        "half_variables",
+        "error",
+        name,
+        f"Weights are {dtype} ({', '.join(names[:3])}{' ...' if len(names) > 3 else ''}): updates "
+        f"below 2^-{bits + 1} of a weight are rounded away, and training stalls. Build it under "
+        f"mixed_{dtype}, which keeps float32 weights.",
+        {"dtype": dtype, "significant_bits": bits, "layers": names[:20]},
+    )

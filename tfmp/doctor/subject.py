@@ -1,0 +1,190 @@
+"""What the rules look at: a model taken apart once, and how its layers are called."""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+
+from tfmp.doctor import trace
+from tfmp.doctor.ranges import ranges
+from tfmp.doctor.trace import is_graph
+from tfmp.errors import UserError
+from tfmp.policies.choice import HALF
+
+# Keras' layers that are made around layers of the user's, which have names of their own.
+CONTAINERS = (
+    keras.Model,
+    keras.layers.Wrapper,
+    keras.layers.Bidirectional,
+    keras.layers.StackedRNNCells,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A layer of a model.
+
+    Attributes:
+        layer: The layer.
+        path: Its name, or path where it is nested, such as "encoder/block1/norm". What a layer of
+            Keras' own makes for itself, such as an LSTM's cell, has the path of that layer, since
+            that is what a user can change.
+        parent: The layer that holds it; None: the model.
+        hidden: Whether it is such a part of a layer of Keras' own.
+    """
+
+    layer: keras.Layer
+    path: str
+    parent: keras.Layer | None
+    hidden: bool
+
+    @property
+    def half(self) -> bool:
+        """Whether it computes in float16 or bfloat16."""
+        return self.layer.compute_dtype in HALF
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A model and what it trains with.
+
+    Attributes:
+        model: The model.
+        parts: All of its layers, parents first, each once, without inputs.
+        optimizers: The optimizers by the name of the model's attribute that holds each;
+            "optimizer" is that of `compile`.
+        loss: The loss given to `compile`, or to the doctor; None where there is none.
+        trace: What the layers do, operation by operation.
+        probe: What running the model on a batch found (`tfmp.doctor.probe`); None: not run.
+    """
+
+    model: keras.Model
+    parts: tuple[Part, ...]
+    trace: trace.Trace
+    optimizers: tuple[tuple[str, keras.optimizers.Optimizer], ...] = ()
+    loss: Any = None
+    probe: Any = None
+
+    @functools.cached_property
+    def ranges(self) -> dict:
+        """Bounds of the trace's tensors, as `tfmp.doctor.ranges.ranges` has them."""
+        return ranges(self.trace)
+
+    @functools.cached_property
+    def _by_layer(self) -> dict[int, Part]:
+        return {id(part.layer): part for part in self.parts}
+
+    @property
+    def half_parts(self) -> list[Part]:
+        """The layers that compute in float16 or bfloat16, those in Keras' own layers included."""
+        return [part for part in self.parts if part.half and not is_graph(part.layer)]
+
+    @property
+    def uses_float16(self) -> bool:
+        """Whether any layer computes in float16."""
+        return any(part.layer.compute_dtype == "float16" for part in self.half_parts)
+
+    def part(self, layer) -> Part | None:
+        """The part that is this layer."""
+        return self._by_layer.get(id(layer))
+
+    def float32(self, path: str | None) -> tuple[str, ...]:
+        """What a finding's `float32` is to hold, to put this path in float32: none if no layer."""
+        return (path,) if path and any(part.path == path for part in self.parts) else ()
+
+    def path(self, operation) -> str | None:
+        """Where an operation of the trace was made: a layer's path; None: in the model's own call.
+
+        Args:
+            operation: A `tf.Operation`.
+        """
+        call = self.trace.owners.get(id(operation))
+        if call is None:
+            return None
+        layer = call.called
+        part = self.part(layer)
+        if part is None:
+            return call.path
+        if isinstance(layer, keras.layers.TimeDistributed):
+            # It goes around the entry of the layer in it.
+            return f"{part.path}/{layer.layer.name}"
+        return part.path
+
+
+def examine(model, loss=None, optimizer=None, inputs=None) -> Subject:
+    """Takes a model apart.
+
+    Args:
+        model: A Keras model.
+        loss: A loss in place of the model's own.
+        optimizer: An optimizer, or its name, in place of the model's own. A name is taken as
+            `compile` takes it: with a loss scale where the model's policy is mixed_float16.
+        inputs: A batch, for a model that doesn't declare its inputs.
+
+    Raises:
+        UserError: It is no Keras model.
+    """
+    if not isinstance(model, keras.Model):
+        raise UserError(f"Expected a Keras model. Received: {type(model).__name__}.")
+    if not model.built and inputs is not None:
+        with contextlib.suppress(Exception):  # of the model's own code; probing names its layer
+            model(inputs)
+    optimizers = tuple(_optimizers(model))
+    if optimizer is not None:
+        found = keras.optimizers.get(optimizer)
+        if found is not optimizer and model.dtype_policy.name == "mixed_float16":
+            found = keras.optimizers.LossScaleOptimizer(found)
+        optimizers = (("optimizer", found),)
+    return Subject(
+        model=model,
+        parts=tuple(parts(model)),
+        optimizers=optimizers,
+        loss=getattr(model, "loss", None) if loss is None else loss,
+        trace=trace.trace(model, inputs),
+    )
+
+
+def parts(model: keras.Model) -> Iterator[Part]:
+    """The layers of a model with their names and paths; the one place where they are made."""
+    seen: set[int] = set()
+
+    def walk(holder, path, parent, hidden):
+        for layer in holder._flatten_layers(include_self=False, recursive=False):
+            if id(layer) in seen or isinstance(layer, keras.layers.InputLayer):
+                continue
+            seen.add(id(layer))
+            own = path if hidden else "/".join(filter(None, (path, layer.name)))
+            yield Part(layer, own, parent, hidden)
+            yield from walk(layer, own, layer, hidden or is_closed(layer))
+
+    yield from walk(model, "", None, False)
+
+
+def is_closed(layer) -> bool:
+    """Whether it is a layer of Keras' own whose sublayers are none of the user's."""
+    if not type(layer).__module__.startswith("keras."):
+        return False
+    if type(layer) is keras.layers.RNN:
+        return False
+    return not isinstance(layer, CONTAINERS)
+
+
+def _optimizers(model):
+    """(name of the attribute, optimizer) of all that a model holds, each once."""
+    seen: set[int] = set()
+    named = [("optimizer", getattr(model, "optimizer", None)), *vars(model).items()]
+    for name, value in named:
+        if name.startswith("_self_"):
+            continue  # TensorFlow's own list of what a model holds
+        held = [(name, value)]
+        if isinstance(value, dict):
+            held = [(f"{name}[{key!r}]", x) for key, x in value.items()]
+        elif isinstance(value, list | tuple):
+            held = [(f"{name}[{index}]", x) for index, x in enumerate(value)]
+        for label, x in held:
+            if isinstance(x, keras.optimizers.Optimizer) and id(x) not in seen:
+                seen.add(id(x))
+                yield label.removeprefix("_"), x
