@@ -99,6 +99,11 @@ def moved(model, inputs, labels):
     return [new != old for new, old in zip(model.get_weights(), before, strict=True)]
 
 
+def weights_after(model, inputs, labels):
+    model.train_on_batch(inputs, labels)
+    return model.get_weights()
+
+
 # What is computed in half and in float32, and what tells that half is damaged.
 DAMAGE = {
     "outputs not finite": (outputs, not_finite),
@@ -107,6 +112,7 @@ DAMAGE = {
     "gradients not finite": (gradients, not_finite),
     "gradients lost": (gradients, lost),
     "weights stay": (moved, lambda half, full: np.mean(half[0]) < 0.5 < np.mean(full[0])),
+    "weights not finite": (weights_after, not_finite),
     "raises": (raised, lambda half, full: half is None and full is not None),
 }
 

@@ -23,8 +23,8 @@ def diagnose(model, inputs=None, labels=None, loss=None, optimizer=None) -> list
             a small batch is drawn by the inputs that the model declares. None: the model isn't run.
         labels: The batch's labels, as `fit` takes them; None: random ones.
         loss: A loss in place of that of `compile`.
-        optimizer: What applies the gradients, in place of the model's own optimizers; a name is
-            taken as `compile` takes it.
+        optimizer: What applies the gradients, one or a list, in place of the model's own
+            optimizers; a name is taken as `compile` takes it.
 
     Returns:
         The findings, errors first.

@@ -120,12 +120,12 @@ def examine(model, loss=None, optimizer=None, inputs=None) -> Subject:
     Args:
         model: A Keras model.
         loss: A loss in place of the model's own.
-        optimizer: An optimizer, or its name, in place of the model's own. A name is taken as
+        optimizer: An optimizer, several, or a name, in place of the model's own. A name is taken as
             `compile` takes it: with a loss scale where the model's policy is mixed_float16.
         inputs: A batch, for a model that doesn't declare its inputs.
 
     Raises:
-        UserError: It is no Keras model.
+        UserError: It is no Keras model, or no optimizer.
     """
     if not isinstance(model, keras.Model):
         raise UserError(f"Expected a Keras model. Received: {type(model).__name__}.")
@@ -134,10 +134,7 @@ def examine(model, loss=None, optimizer=None, inputs=None) -> Subject:
             model(inputs)
     optimizers = tuple(_optimizers(model))
     if optimizer is not None:
-        found = keras.optimizers.get(optimizer)
-        if found is not optimizer and model.dtype_policy.name == "mixed_float16":
-            found = keras.optimizers.LossScaleOptimizer(found)
-        optimizers = (("optimizer", found),)
+        optimizers = tuple(_given(model, optimizer, optimizers))
     return Subject(
         model=model,
         parts=tuple(parts(model)),
@@ -145,6 +142,25 @@ def examine(model, loss=None, optimizer=None, inputs=None) -> Subject:
         loss=getattr(model, "loss", None) if loss is None else loss,
         trace=trace.trace(model, inputs),
     )
+
+
+def _given(model, optimizer, own):
+    """(name, optimizer) of those that stand in place of the model's own."""
+    if isinstance(optimizer, list | tuple):
+        names = {id(x): name for name, x in own}
+        for index, one in enumerate(optimizer):
+            for _, found in _given(model, one, own):
+                yield names.get(id(found), f"optimizer[{index}]"), found
+        return
+    try:
+        found = keras.optimizers.get(optimizer)
+    except ValueError:
+        raise UserError(
+            f"Expected a Keras optimizer, several, or a name. Received: {optimizer!r}."
+        ) from None
+    if found is not optimizer and model.dtype_policy.name == "mixed_float16":
+        found = keras.optimizers.LossScaleOptimizer(found)
+    yield "optimizer", found
 
 
 def parts(model: keras.Model) -> Iterator[Part]:

@@ -130,6 +130,11 @@ def _loss(subject, batch, outputs):
     return total
 
 
+def scales(optimizer) -> bool:
+    """Whether an optimizer scales the loss, by a dynamic scale or by a fixed one."""
+    return isinstance(optimizer, LossScaleOptimizer) or bool(optimizer.loss_scale_factor)
+
+
 @contextlib.contextmanager
 def _overheard(model, step):
     """What the model's `compute_loss` returns goes to `step`, too."""
@@ -164,8 +169,12 @@ def _intercepted(optimizer, step, scale):
         return loss * tf.cast(scale, loss.dtype)
 
     own = {"apply": apply, "apply_gradients": apply_gradients}
-    if isinstance(optimizer, LossScaleOptimizer):
+    if scales(optimizer):
         own["scale_loss"] = scale_loss
+    if isinstance(optimizer, LossScaleOptimizer):
+        # A `train_step` may read it, also of an optimizer that `fit` would have built.
+        own["dynamic_scale"] = keras.Variable(scale, trainable=False, dtype="float32")
+    before = {name: vars(optimizer)[name] for name in own if name in vars(optimizer)}
     # Not by setattr: Keras would track them.
     optimizer.__dict__.update(own)
     try:
@@ -173,6 +182,7 @@ def _intercepted(optimizer, step, scale):
     finally:
         for name in own:
             del optimizer.__dict__[name]
+        optimizer.__dict__.update(before)
 
 
 def _collect(step, gradients, variables):
