@@ -89,6 +89,7 @@ def unscaled_twice(by_hand=True):
     model = Stepping(by_hand)
     model(normal(1, 8))
     model.compile(keras.optimizers.SGD(1e-4), run_eagerly=True)
+    model.optimizer.build(model.trainable_variables)  # as `fit` would
     return model, normal(8, 8), np.ones((8, 4), np.float32)
 
 
