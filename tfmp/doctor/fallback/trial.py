@@ -3,12 +3,14 @@
 import contextlib
 import dataclasses
 import math
+import random
 import time
 import warnings
 
 import keras
 import numpy as np
 import tensorflow as tf
+from keras.src.random.seed_generator import global_seed_generator  # of layers without a seed
 
 from tfmp import loss_scale
 from tfmp.doctor.draws import same_draws
@@ -41,7 +43,7 @@ class Run:
 
 
 class Steps:
-    """Trains a model eagerly, each time from the state that it has now.
+    """Trains a model eagerly, but for the optimizers' updates, each time from the state that it has now.
 
     An optimizer of `compile` without loss scaling is given it, as `tfmp.accelerate` does, where the
     model's `train_step` is Keras' own. Use it as a context: on leaving, the model and its optimizers
@@ -60,6 +62,7 @@ class Steps:
         self.count, self.seed = count, seed
         self._optimizer = model.optimizer
         self._applied: list = []
+        self._updates: dict = {}
 
     def __enter__(self):
         """Remembers the state."""
@@ -69,7 +72,11 @@ class Steps:
         self._optimizers = loss_scale.optimizers_of(self.model)
         if self.model.optimizer is not None and not self.model.optimizer.built:
             self.model.optimizer.build(self.model.trainable_variables)
+        # Not in each run: it makes TensorFlow forget its compiled kernels and functions.
+        keras.utils.set_random_seed(self.seed)
         self._state = _values([self.model, *self._optimizers])
+        generator = global_seed_generator()
+        self._state.append((generator.state, tf.identity(generator.state.value)))
         return self
 
     def __exit__(self, *_):
@@ -108,7 +115,8 @@ class Steps:
         """(loss, what is wrong) of one update at the largest loss scale that it bears."""
         before = _values([self.model, *self._optimizers])
         while True:
-            keras.utils.set_random_seed(self.seed + step)
+            random.seed(self.seed + step)
+            np.random.seed(self.seed + step)
             self.model.reset_metrics()
             self._applied = []
             loss = loss_of(self.model.train_step(self.data))
@@ -145,13 +153,22 @@ class Steps:
                 if gradient is not None:
                     value = np.float32(tf.convert_to_tensor(gradient)) / np.float32(scale)
                 self._applied.append((variable.path, value))
-            return type(optimizer).apply(optimizer, grads, trainable_variables)
+            self._update(optimizer, variables)(grads)
 
         vars(optimizer)["apply"] = apply
         try:
             yield
         finally:
             del vars(optimizer)["apply"]
+
+    def _update(self, optimizer, variables):
+        """An optimizer's update of variables, as a graph: it is the same in all precisions."""
+        key = (id(optimizer), *map(id, variables))
+        if key not in self._updates:
+            self._updates[key] = tf.function(
+                lambda grads: type(optimizer).apply(optimizer, grads, variables), autograph=False
+            )
+        return self._updates[key]
 
     def _not_finite(self):
         """What the steps left that is not finite: a weight, or an output for the same inputs."""
