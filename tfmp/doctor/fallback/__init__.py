@@ -44,8 +44,8 @@ class Fallback:
 
     Attributes:
         float32: Paths of the layers, in the order of the model.
-        policy_map: The policy with these layers in float32, for `policies.set_policy` and
-            `policies.save`.
+        policy_map: The policy with these layers in float32, an entry for each in their order, for
+            `policies.set_policy` and `policies.save`.
         candidates: Paths of all layers that were considered, in the order of suspicion.
         suspected: How many of them, the first ones, a finding of the doctor names.
         reference: The `Run` in float32.
@@ -76,9 +76,9 @@ def search(
 
     Each try trains a few eager steps on one batch from the model's present weights. It is good if
     loss, unscaled gradients, weights and outputs are finite, each step's loss is within a tolerance
-    of float32's, and so is the first step's gradient (0.5 of its norm). None of the layers found can
-    be left out; another set that is smaller yet may exist where several layers mend the same. With
-    k layers of n found it takes about k log2(n) tries. The same seed gives the same tries.
+    of float32's, and the first step's gradient within 0.5 of its norm. None of the layers found
+    can be left out; where several layers mend the same, another set may be smaller yet. With k
+    layers of n found it takes about k log2(n) tries. The same seed gives the same tries.
 
     A few steps say nothing about what overflows after many: go on from trained weights for that.
 
@@ -134,8 +134,9 @@ def search(
             "make the difference."
         )
     order = [x.path for x in parts(part)]
+    found.sort(key=lambda x: order.index(names[x]))
     return Fallback(
-        tuple(sorted((names[x] for x in found), key=order.index)),
+        tuple(names[x] for x in found),
         policies.with_float32(found, policy),
         tuple(patterns),
         suspected,
@@ -147,7 +148,7 @@ def search(
 def _diagnosed(model, data):
     from tfmp.doctor import diagnose  # which is made of its parts, this one too
 
-    inputs, labels = (data[0], data[1]) if isinstance(data, tuple) and len(data) > 1 else (None,) * 2
+    inputs, labels = data[:2] if isinstance(data, tuple) and len(data) > 1 else (None, None)
     return diagnose(model, inputs, labels)
 
 

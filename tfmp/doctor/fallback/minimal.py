@@ -13,8 +13,8 @@ def minimal_set(
 
     The shortest good prefix of the items is found by bisection: its last item is needed beside
     those before it. That item is kept, and the search goes on among those before it until the kept
-    ones do alone. Then each is left out once, which changes nothing where a good set stays good with
-    more items, and else shows it.
+    ones do alone. Then each is left out once, which changes nothing where a good set stays good
+    with more items.
 
     With n items and a result of k, where more items never make a good set bad, it takes at most
     2 + k (ceil(log2 n) + 3) tests. Of several such sets it finds one that begins early.

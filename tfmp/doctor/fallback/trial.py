@@ -43,11 +43,12 @@ class Run:
 
 
 class Steps:
-    """Trains a model eagerly, but for the optimizers' updates, each time from the state that it has now.
+    """Trains a model without XLA, each time from the state that it has now.
 
-    An optimizer of `compile` without loss scaling is given it, as `tfmp.accelerate` does, where the
-    model's `train_step` is Keras' own. Use it as a context: on leaving, the model and its optimizers
-    have their variables, and the model its optimizer, as before.
+    All but the optimizers' updates runs eagerly. An optimizer of `compile` without loss scaling is
+    given it, as `tfmp.accelerate` does, where the model's `train_step` is Keras' own. Use it as a
+    context: on leaving, the model and its optimizers have their variables, and the model its
+    optimizer, as before.
 
     Args:
         model: A compiled Keras model.
