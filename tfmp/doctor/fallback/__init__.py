@@ -76,9 +76,10 @@ def search(
 
     Each try trains a few eager steps on one batch from the model's present weights. It is good if
     loss, unscaled gradients, weights and outputs are finite, each step's loss is within a tolerance
-    of float32's, and the first step's gradient within 0.5 of its norm. None of the layers found
-    can be left out; where several layers mend the same, another set may be smaller yet. With k
-    layers of n found it takes about k log2(n) tries. The same seed gives the same tries.
+    of float32's, and the first step's gradient within 0.5 of its norm; or, in a model that
+    amplifies rounding, within four times what rounding the weights alone does in float32. None of
+    the layers found can be left out; where several layers mend the same, another set may be smaller
+    yet. With k layers of n found it takes about k log2(n) tries. The same seed gives the same ones.
 
     A few steps say nothing about what overflows after many: go on from trained weights for that.
 
@@ -118,9 +119,13 @@ def search(
         reference = training.run("float32")
         if reference.problem:
             raise NonFiniteError(f"In float32, too, {reference.problem}: mend that first.")
+        rounded = training.run("float32", rounded=policy.removeprefix("mixed_"))
 
         def is_good(chosen):
-            trial = _tried(training, chosen, policy, reference, tolerance, names)
+            run = _run(training, policies.with_float32(chosen, policy))
+            problem = judge.problem(run, reference, rounded, tolerance)
+            paths = tuple(names[x] for x in chosen)
+            trial = Trial(paths, problem, run.losses, run.seconds)
             trials.append(trial)
             if on_trial:
                 on_trial(trial)
@@ -152,15 +157,12 @@ def _diagnosed(model, data):
     return diagnose(model, inputs, labels)
 
 
-def _tried(training, chosen, policy, reference, tolerance, names) -> Trial:
-    paths = tuple(names[x] for x in chosen)
+def _run(training, policy_map) -> Run:
     try:
-        run = training.run(policies.with_float32(chosen, policy))
+        return training.run(policy_map)
     except Exception as error:  # whatever a layer raises at a dtype that it can't do
         said = str(error).strip().partition("\n")[0]
-        return Trial(paths, f"{type(error).__name__}: {said}", (), 0.0)
-    problem = judge.problem(run, reference, tolerance)
-    return Trial(paths, problem, run.losses, run.seconds)
+        return Run((), (), (), f"{type(error).__name__}: {said}", 0.0)
 
 
 def _candidates(model, findings):

@@ -86,8 +86,13 @@ class Steps:
         self.model.reset_metrics()
         self.model.optimizer = self._optimizer
 
-    def run(self, policy) -> Run:
-        """Trains under a policy: a name, or a map of `tfmp.policies.with_float32`."""
+    def run(self, policy, rounded: str | None = None) -> Run:
+        """Trains under a policy.
+
+        Args:
+            policy: Its name, or a map of `tfmp.policies.with_float32`.
+            rounded: A half dtype that the weights are rounded to before the first step.
+        """
         losses: list[float] = []
         first: tuple = ()
         began = time.monotonic()
@@ -100,6 +105,9 @@ class Steps:
             for optimizer in self._optimizers:
                 stack.enter_context(self._overheard(optimizer))
             _assign(self._state)
+            if rounded:
+                for variable in self.model.trainable_variables:
+                    variable.assign(tf.cast(tf.cast(variable, rounded), variable.dtype))
             problem = None
             for step in range(self.count):
                 loss, problem = self._step(step)
@@ -176,6 +184,8 @@ class Steps:
         for variable in self.model.variables:
             if not _is_finite(variable.value):
                 return f"{variable.path} is not finite"
+        if self.part is not self.model:
+            return None  # what it takes, only the model around it knows
         inputs = self.data[0] if isinstance(self.data, tuple) else self.data
         try:
             outputs = self.model(inputs, training=False)
