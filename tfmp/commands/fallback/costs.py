@@ -27,7 +27,7 @@ def measure(model, batch, part, patterns, policy, *, jit_compile, steps):
 
     Returns:
         A dict: `found`, `nothing` (in float32), `float32`: dicts of `step_ms` (median of windows of
-        `fit`), `spread_ms` (between the windows), `peak_memory_bytes` (None where the device doesn't
+        `fit`), `spread_ms` (between windows), `peak_memory_bytes` (None where the device doesn't
         say it) and `jit_compile`; `without`: such a dict by path, of all found layers but that one;
         `layers`: by path what it adds, `step_ms` and `peak_memory_bytes`, and the larger
         `spread_ms` of both. In place of a dict {"error": why there is none}.
