@@ -70,13 +70,13 @@ def search(
     steps: int = 3,
     tolerance: float = 0.1,
     seed: int = 0,
-    on_trial: Callable[[Trial], None] | None = None,
+    on_trial: Callable[[Trial], None] = lambda trial: None,
 ) -> Fallback:
     """Finds a smallest set of layers that must stay float32 for training to be as in float32.
 
     Each try trains a few eager steps on one batch from the model's present weights. It is good if
     loss, unscaled gradients, weights and outputs are finite, each step's loss is within a tolerance
-    of float32's, and the first step's gradient within 0.5 of its norm; or, in a model that
+    of float32's, and each first gradient within 0.5 of its norm; or, in a model that
     amplifies rounding, within four times what rounding the weights alone does in float32. None of
     the layers found can be left out; where several layers mend the same, another set may be smaller
     yet. With k layers of n found it takes about k log2(n) tries. The same seed gives the same ones.
@@ -121,14 +121,15 @@ def search(
             raise NonFiniteError(f"In float32, too, {reference.problem}: mend that first.")
         rounded = training.run("float32", rounded=policy.removeprefix("mixed_"))
 
+        def verdict(run):
+            return judge.problem(run, reference, rounded, tolerance)
+
         def is_good(chosen):
-            run = _run(training, policies.with_float32(chosen, policy))
-            problem = judge.problem(run, reference, rounded, tolerance)
+            run = _run(training, policies.with_float32(chosen, policy), verdict)
             paths = tuple(names[x] for x in chosen)
-            trial = Trial(paths, problem, run.losses, run.seconds)
+            trial = Trial(paths, run.problem, run.losses, run.seconds)
             trials.append(trial)
-            if on_trial:
-                on_trial(trial)
+            on_trial(trial)
             return trial.problem is None
 
         found = minimal_set(list(patterns.values()), is_good, suspected)
@@ -157,9 +158,9 @@ def _diagnosed(model, data):
     return diagnose(model, inputs, labels)
 
 
-def _run(training, policy_map) -> Run:
+def _run(training, policy_map, verdict) -> Run:
     try:
-        return training.run(policy_map)
+        return training.run(policy_map, judge=verdict)
     except Exception as error:  # whatever a layer raises at a dtype that it can't do
         said = str(error).strip().partition("\n")[0]
         return Run((), (), (), f"{type(error).__name__}: {said}", 0.0)

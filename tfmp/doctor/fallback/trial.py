@@ -86,15 +86,16 @@ class Steps:
         self.model.reset_metrics()
         self.model.optimizer = self._optimizer
 
-    def run(self, policy, rounded: str | None = None) -> Run:
+    def run(self, policy, rounded: str | None = None, judge=lambda run: run.problem) -> Run:
         """Trains under a policy.
 
         Args:
             policy: Its name, or a map of `tfmp.policies.with_float32`.
             rounded: A half dtype that the weights are rounded to before the first step.
+            judge: Function of a `Run` so far that gives its problem; one ends it.
         """
         losses: list[float] = []
-        first: tuple = ()
+        first: list = []
         began = time.monotonic()
         with contextlib.ExitStack() as stack:
             stack.enter_context(under(self.part, policy))
@@ -108,17 +109,16 @@ class Steps:
             if rounded:
                 for variable in self.model.trainable_variables:
                     variable.assign(tf.cast(tf.cast(variable, rounded), variable.dtype))
-            problem = None
             for step in range(self.count):
                 loss, problem = self._step(step)
                 losses += [] if loss is None else [loss]
-                first = first or tuple(self._applied)
-                if problem:
+                first = first or self._applied
+                if problem or judge(_run(losses, first, None, began)):
                     break
-            problem = problem or self._not_finite()
-        gradients = tuple(gradient for _, gradient in first)
-        names = tuple(name for name, _ in first)
-        return Run(tuple(losses), gradients, names, problem, time.monotonic() - began)
+            else:
+                problem = self._not_finite()
+            run = _run(losses, first, problem, began)
+            return dataclasses.replace(run, problem=judge(run))
 
     def _step(self, step):
         """(loss, what is wrong) of one update at the largest loss scale that it bears."""
@@ -193,6 +193,11 @@ class Steps:
             return None
         finite = all(map(_is_finite, keras.tree.flatten(outputs)))
         return None if finite else "the outputs are not finite"
+
+
+def _run(losses, applied, problem, began):
+    names, gradients = zip(*applied, strict=True) if applied else ((), ())
+    return Run(tuple(losses), gradients, names, problem, time.monotonic() - began)
 
 
 def loss_of(logs) -> float | None:
