@@ -160,7 +160,7 @@ def _contents(kind, path, keras_path, arrays, config, described, scaled, outer, 
     if described and "inner_optimizer" in described["config"]:
         inner = described["config"]["inner_optimizer"]
     scale = None
-    if scaled and len(outer) > SCALE_INDEX:
+    if scaled and len(outer) - len(own) > SCALE_INDEX:  # else it was not built yet
         scale = float(outer[SCALE_INDEX])
     elif described and scaled:
         scale = described["config"].get("initial_scale")

@@ -8,7 +8,7 @@ FLOAT16 = ("mixed_float16", "float16")
 
 # What may have become of a part.
 RESTORED, LOST, MISSING = "restored", "lost", "not in the file"
-NONE_NEEDED, NOT_LOADED = "none needed", "not loaded"
+NONE_NEEDED, NOT_LOADED, UNKNOWN = "none needed", "not loaded", "not known"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +45,8 @@ def parts(contents, keras, tfmp) -> list[Part]:
 
 
 def _status(needed, there, kept, state):
+    if needed is None:
+        return UNKNOWN
     if not needed:
         return NONE_NEEDED
     if not there:
@@ -54,8 +56,8 @@ def _status(needed, there, kept, state):
     return RESTORED if kept(state) else LOST
 
 
-# Each gives: what the file holds, in words; whether the model needs it; whether the file has it;
-# and a function that says whether a loaded model has it.
+# Each gives: what the file holds, in words; whether the model needs it, None where that is not
+# known; whether the file has it; and a function that says whether a loaded model has it.
 
 
 def _weights(contents, _):
@@ -111,18 +113,11 @@ def _loss_scale(contents, _):
 
 def _seeds(contents, loaded):
     held = [len(state["seeds"]) for state in loaded if "seeds" in state]
-    needed = max(held, default=None)
-    words = f"{len(contents.seeds)} states" if contents.seeds else "none"
-    if needed is None and not contents.seeds:
-        words += "; whether layers need any shows by loading"
-    elif needed and not contents.seeds:
-        words += f"; layers have {needed}"
-    return (
-        words,
-        needed != 0 or bool(contents.seeds),
-        bool(contents.seeds),
-        lambda x: _within(contents.seeds, x["seeds"]),
-    )
+    there = len(contents.seeds)
+    needed = there or max(held, default=None)
+    words = f"{there} states" if there else "none"
+    words += f"; layers have {needed}" if needed and not there else ""
+    return words, needed, there > 0, lambda x: _within(contents.seeds, x["seeds"])
 
 
 def _within(digests, others):

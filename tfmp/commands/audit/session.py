@@ -61,20 +61,13 @@ def audit(config):
     if file:
         write_json(file, results)
         print(f"written to {file}")
-    bad = (judge.LOST, judge.MISSING) if not loads else (*_BAD_ONCE_LOADED,)
-    lacking = [part.name for part in parts if part.tfmp in bad]
+    bad = (judge.LOST, judge.MISSING, *((judge.NOT_LOADED,) if config.load else ()))
+    lacking = ", ".join(part.name for part in parts if part.tfmp in bad)
     if held.kind == "weights":
-        lacking = [part.name for part in parts if part.tfmp != judge.NONE_NEEDED]
-        raise DifferentError(
-            f"{held.path} holds weights only, which tfmp.load does not take: {', '.join(lacking)} "
-            "don't come back by it."
-        )
+        raise DifferentError(f"{held.path}: tfmp.load takes no file of weights alone.")
     if lacking:
-        raise DifferentError(f"{held.path}: {', '.join(lacking)}: missing, or lost by tfmp.load.")
+        raise DifferentError(f"{held.path}: {lacking}: missing, or lost by tfmp.load.")
     return results
-
-
-_BAD_ONCE_LOADED = (judge.LOST, judge.MISSING, judge.NOT_LOADED)
 
 
 def table(parts) -> str:
