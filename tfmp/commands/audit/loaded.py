@@ -66,7 +66,7 @@ def _state(model):
     inner = getattr(optimizer, "inner_optimizer", optimizer)
     scaled = optimizer is not inner
     scale = None
-    if scaled:
+    if optimizer is not None and scaled:
         scale = float(optimizer.dynamic_scale if optimizer.built else optimizer.initial_scale)
     return {
         "weights": [digest(np.array(v)) for v in weights],

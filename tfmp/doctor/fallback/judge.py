@@ -31,14 +31,15 @@ def problem(run, reference, rounded, tolerance) -> str | None:
     noise = losses_off(rounded.losses, reference.losses)
     for index, off in enumerate(losses_off(run.losses, reference.losses)):
         if off > max(tolerance, ROUNDINGS * max(noise[: index + 1], default=0.0)):
-            ours, theirs = run.losses[index], reference.losses[index]
-            return f"the loss of step {index + 1} is {ours:.4g}, {off:.0%} off {theirs:.4g}"
-    off = gradients_off(run.gradients, reference.gradients)
-    noise = gradients_off(rounded.gradients, reference.gradients)
-    beyond = [i for i in off if off[i] > max(GRADIENT, ROUNDINGS * noise.get(i, 0.0))]
+            ours, theirs = f"{run.losses[index]:.4g}", f"{reference.losses[index]:.4g}"
+            return f"the loss of step {index + 1} is {ours}, {off:.0%} off float32's {theirs}"
+    shares = gradients_off(run.gradients, reference.gradients)
+    shaken = gradients_off(rounded.gradients, reference.gradients)
+    beyond = [i for i in shares if shares[i] > max(GRADIENT, ROUNDINGS * shaken.get(i, 0.0))]
     if beyond:
-        worst = max(beyond, key=off.__getitem__)
-        return f"the first gradient of {reference.names[worst]} is {off[worst]:.0%} off float32's"
+        worst = max(beyond, key=shares.__getitem__)
+        name, share = reference.names[worst], shares[worst]
+        return f"the first gradient of {name} is {share:.0%} off float32's"
     return None
 
 
