@@ -40,22 +40,7 @@ def audit(config):
     if error:
         raise UserError(_explained(config, held, error))
     parts = judge.parts(held, loaded["keras"], loaded["tfmp"])
-    results = {
-        "format": FORMAT,
-        "config": dataclasses.asdict(config),
-        "kind": held.kind,
-        "parts": [vars(part) for part in parts],
-        "policies": held.policies,
-        "optimizer": held.optimizer,
-        "loss_scale": held.scale,
-        "iterations": held.iterations,
-        "own_classes": list(held.classes),
-        "keras_error": (loaded["keras"] or {}).get("error"),
-        "keras_warnings": (loaded["keras"] or {}).get("warnings", []),
-        "versions": provenance.versions(),
-        "git_commit": provenance.git_commit(),
-        "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
+    results = _results(config, held, loaded["keras"] or {}, parts)
     print(table(parts))
     print("".join(f"\n{line}" for line in _notes(held, results)))
     if file:
@@ -114,3 +99,22 @@ def _notes(held, results):
         yield f"Keras can't load it: {results['keras_error']}"
     for warning in results["keras_warnings"]:
         yield f"Keras warns: {warning}"
+
+
+def _results(config, held, keras, parts):
+    return {
+        "format": FORMAT,
+        "config": dataclasses.asdict(config),
+        "kind": held.kind,
+        "parts": [vars(part) for part in parts],
+        "policies": held.policies,
+        "optimizer": held.optimizer,
+        "loss_scale": held.scale,
+        "iterations": held.iterations,
+        "own_classes": list(held.classes),
+        "keras_error": keras.get("error"),
+        "keras_warnings": keras.get("warnings", []),
+        "versions": provenance.versions(),
+        "git_commit": provenance.git_commit(),
+        "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
