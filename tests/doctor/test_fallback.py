@@ -173,6 +173,7 @@ def test_a_subclassed_model_with_a_step_of_its_own():
     model.compile(*(tfmp.LossScaleOptimizer(keras.optimizers.Adam()) for _ in range(2)))
     found = doctor.search(model, (X, Y.astype("float32")), findings=[])
     assert found.float32 == ("block/bad",)
+    assert found.candidates == ("block/dense", "block/bad", "block")  # what holds others is last
     assert len(found.reference.losses) == 3
     assert model.body_optimizer.iterations.numpy() == 0
 

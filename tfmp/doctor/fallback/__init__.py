@@ -106,7 +106,7 @@ def search(
     if not getattr(model, "compiled", False):
         raise UserError(f"Expected a compiled model. Received: {model.name!r}, which is not.")
     if not part.built and part is model:
-        part(data[0])
+        part(data[0] if isinstance(data, tuple) else data)
     with under(part, policy):
         if findings is None:
             findings = _diagnosed(part, data if part is model else ())
@@ -176,11 +176,12 @@ def _candidates(model, findings):
         suspects += [*finding.float32, *named]
     rank = {path: index for index, path in reversed(list(enumerate(suspects)))}
     # What holds other layers comes after these: it would take them all with it.
-    holders = {id(x.parent) for x in half}
+    words = [x.path.split("/") for x in half]
+    holders = {"/".join(w[:depth]) for w in words for depth in range(1, len(w))}
 
     def place(index):
-        x = half[index]
-        return rank.get(x.path, len(rank)), id(x.layer) in holders, index
+        path = half[index].path
+        return rank.get(path, len(rank)), path in holders, index
 
     found: dict[str, str] = {}
     for index in sorted(range(len(half)), key=place):
