@@ -4,13 +4,14 @@ import dataclasses
 
 import numpy as np
 
+from tfmp.doctor.fallback import Fallback, search
 from tfmp.doctor.finding import SEVERITIES, Finding
 from tfmp.doctor.mend import fix
 from tfmp.doctor.probe import probe
 from tfmp.doctor.rules import RULES
 from tfmp.doctor.subject import examine
 
-__all__ = ["Finding", "diagnose", "fix"]
+__all__ = ["Fallback", "Finding", "diagnose", "fix", "search"]
 
 
 def diagnose(model, inputs=None, labels=None, loss=None, optimizer=None) -> list[Finding]:
