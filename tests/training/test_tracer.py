@@ -80,15 +80,15 @@ def functional(inner):
 def recurrent(inner):
     inputs = keras.Input((4,))
     x = layers.Reshape((2, 2))(inputs)
-    x = layers.Bidirectional(layers.LSTM(3, return_sequences=True, name="lstm"), name="both")(x)
-    x = layers.LSTM(4, activation="relu", name="last")(x * 1.0)
-    return keras.Model(inputs, layers.Dense(1, dtype="float32", name="head")(inner(x)))
+    lstm = layers.LSTM(3, "relu", kernel_initializer="ones", name="lstm")
+    x = inner(layers.Bidirectional(lstm, name="both")(x))
+    return keras.Model(inputs, layers.Dense(1, dtype="float32", name="head")(x))
 
 
 def make(build, inner, *, compiling=None, policy="mixed_float16", **accelerate):
     keras.utils.set_random_seed(0)
     with policies.scope(policy):
-        model = build(inner)
+        model = build(inner(name="planted"))
     optimizer = tfmp.LossScaleOptimizer(keras.optimizers.Adam(0.01), initial_scale=64.0)
     loss = keras.losses.BinaryCrossentropy(from_logits=True)
     model.compile(optimizer, loss, **compiling or {})
@@ -116,37 +116,21 @@ def written(folder):
     return json.loads((folder / "precision_trace.json").read_text())
 
 
-def in_float16(inner):
-    with policies.scope("mixed_float16"):
-        return inner()
-
-
-FORWARD = {"direction": "forward", "what": "its output", "replica": 0}
-
-
 @pytest.mark.parametrize(
     ("build", "inner", "value", "layer", "direction", "accelerate"),
     [
         (functional, Square, 3e3, "planted", "forward", {}),
-        (functional, Root, 0.0, "planted", "backward", {"microbatches": 2}),
+        (functional, Root, 0.0, "planted", "backward", {"microbatches": 2, "jit_compile": False}),
         (Subclassed, Square, 3e3, "encoder/planted", "forward", {"jit_compile": False}),
         (OwnStep, Root, 0.0, "encoder/planted", "backward", {}),
-        (recurrent, layers.Identity, 6e4, "last", "forward", {}),
+        (recurrent, Square, 6e4, "both/forward_lstm", "forward", {}),
     ],
 )
 def test_the_layer_and_the_step_are_named(
     build, inner, value, layer, direction, accelerate, tmp_path, capsys
 ):
-    with policies.scope("mixed_float16"):
-        planted = inner(name="planted")
-    plain = make(build, planted, **accelerate)
-    trained(plain, poisoned(value))
-    with policies.scope("mixed_float16"):
-        planted = inner(name="planted")
-    model = make(build, planted, **accelerate)
-    trained(model, poisoned(value), tfmp.Tracer(tmp_path, every=2))
-    for one, other in zip(state(plain), state(model), strict=True):
-        np.testing.assert_array_equal(one, other)
+    model = make(build, inner, **accelerate)
+    trained(model, poisoned(value), tfmp.Tracer(tmp_path, every=1))
     trace = written(tmp_path)
     (found,) = trace["overflows"]
     assert (found["step"], found["layer"], found["direction"]) == (BAD, layer, direction)
@@ -154,3 +138,93 @@ def test_the_layer_and_the_step_are_named(
     assert list(trace["loss_scale"].values()) == [[[0, 64.0], [BAD, 32.0]]]
     said = capsys.readouterr().err
     assert f"step {BAD} overflowed in the {direction} pass, first in layer {layer}" in said
+
+
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_the_training_is_the_same(microbatches, tmp_path):
+    found = []
+    for tracers in ([], [tfmp.Tracer(tmp_path, every=2)]):
+        model = make(functional, Square, microbatches=microbatches)
+        history = trained(model, poisoned(3e3), *tracers)
+        found.append([*state(model), history["loss"]])
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert written(tmp_path)["steps"] == [1, 3, 5]
+
+
+def test_what_it_measures(tmp_path):
+    """A layer that gives 1 to 1023, and gradients some of which float16 has no place for."""
+    scale, flushed = 2.0**10, np.array([2.0**-36, 2.0**-30, 2.0**-24, 2.0**-20, 0.0], "float32")
+    model = keras.Sequential([keras.Input((5,)), layers.Dense(1, use_bias=False, name="dense")])
+    model.layers[0].kernel.assign(np.ones((5, 1)))
+    optimizer = tfmp.LossScaleOptimizer(keras.optimizers.SGD(0.0), initial_scale=scale)
+    model.compile(optimizer, loss=lambda y, outputs: outputs)
+    tfmp.accelerate(model, jit_compile=False)
+    tracer = tfmp.Tracer(tmp_path, every=1)
+    inputs = np.stack([flushed, flushed])
+    model.fit(inputs, np.zeros(2), batch_size=2, verbose=0, callbacks=[tracer])
+    trace = written(tmp_path)
+    assert trace["headroom"] == {"dense": [pytest.approx(math.log2(65504 / flushed.sum()))]}
+    assert trace["gradients"]["dense"] == {
+        "headroom": [pytest.approx(math.log2(65504 / 2.0**-10))],
+        "underflow": [0.25],  # 2**-36 * 2**10 is 2**-26
+        "underflow_unscaled": [0.5],
+        "zeros": [pytest.approx(0.2)],
+    }
+    assert trace["gradient_norm"] == [pytest.approx(np.linalg.norm(flushed))]
+
+
+def test_a_layer_that_comes_near_to_the_limit_is_told_of_once(tmp_path, capsys):
+    """The output doubles with each step."""
+    with policies.scope("mixed_float16"):
+        model = keras.Sequential(
+            [
+                keras.Input((1,)),
+                layers.Dense(1, use_bias=False, kernel_initializer="ones", name="growing"),
+                layers.Dense(1, kernel_initializer="zeros", dtype="float32", name="head"),
+            ]
+        )
+    model.compile(tfmp.LossScaleOptimizer(keras.optimizers.SGD(0.0)), "mse")
+    tfmp.accelerate(model, jit_compile=False)
+    inputs = (2.0 ** np.arange(16)).astype("float32")[:, None]
+    tracer = tfmp.Tracer(tmp_path, every=1, tensorboard=tmp_path / "board")
+    model.fit(inputs, inputs * 0, batch_size=1, verbose=0, shuffle=False, callbacks=[tracer])
+    (warning,) = written(tmp_path)["warnings"]
+    # Of 2**i there are 16 - i bits; a line through eight of them reaches 0 within eight more.
+    assert (warning["step"], warning["layer"]) == (9, "growing")
+    assert capsys.readouterr().err.count("growing") == 1
+    assert (tmp_path / "precision_trace.png").stat().st_size > 10_000
+    names = scalars(tmp_path / "board")
+    assert {"precision/headroom/growing", "precision/gradient_norm"} <= names
+    assert any(name.startswith("precision/loss_scale/") for name in names)
+
+
+def scalars(folder):
+    """Names of what TensorBoard shows."""
+    (file,) = folder.iterdir()
+    found = set()
+    for record in tf.data.TFRecordDataset(str(file)):
+        event = tf.compat.v1.Event.FromString(record.numpy())
+        found |= {value.tag for value in event.summary.value}
+    return found
+
+
+def test_where_it_can_not_see_it_says_so_once(tmp_path, capsys):
+    model = make(functional, Square, jit_compile=False, compiling={"steps_per_execution": 2})
+    tracer = tfmp.Tracer(tmp_path, every=1)
+    trained(model, poisoned(3e3), tracer)
+    trained(model, poisoned(3e3), tracer)
+    trace = written(tmp_path)
+    # The second `fit` goes on with the file of the first.
+    assert trace["steps"] == [2, 4, 6, 8, 10, 12]
+    assert trace["skipped"] == [[BAD, 1], [STEPS + BAD, 1]] and not trace["overflows"]
+    assert capsys.readouterr().err.count("steps_per_execution") == 1
+
+
+def test_keras_own_step_is_refused(tmp_path):
+    model = functional(Square())
+    model.compile("sgd", "mse")
+    with pytest.raises(errors.UserError, match=r"tfmp\.accelerate"):
+        model.fit(INPUTS, LABELS, callbacks=[tfmp.Tracer(tmp_path)], verbose=0)
+    with pytest.raises(errors.UserError, match="every"):
+        tfmp.Tracer(tmp_path, every=0)

@@ -23,6 +23,7 @@ class Trace:
     """What was seen, step by step; steps are counted from 1.
 
     Attributes:
+        made_with: Versions and commit.
         every: Calls of the step from one look to the next.
         loss_scale: [step, scale] of each change, by the optimizer's name; the scale is that of
             the steps behind it.
@@ -38,6 +39,7 @@ class Trace:
             "underflow", "underflow_unscaled" and "zeros", at each look.
     """
 
+    made_with: dict
     every: int
     loss_scale: dict[str, list] = dataclasses.field(default_factory=dict)
     skipped: list = dataclasses.field(default_factory=list)
@@ -104,10 +106,8 @@ class Trace:
             values += [None] * (len(self.steps) - len(values))
 
     def write(self, folder):
-        """Writes both files."""
-        content = {"made_with": provenance.versions() | {"commit": provenance.git_commit()}}
-        files.write_json(folder / JSON, content | dataclasses.asdict(self))
-        plot(self, folder / PNG)
+        """Writes the JSON file."""
+        files.write_json(folder / JSON, dataclasses.asdict(self))
 
     def _column(self, columns, name):
         # A layer that the first looks didn't have.
@@ -132,7 +132,8 @@ def begin(folder, step, optimizers, every):
         optimizers: Names of the optimizers that scale the loss.
         every: Calls of the step from one look to the next.
     """
-    new = Trace(every, {name: [] for name in optimizers})
+    made_with = provenance.versions() | {"commit": provenance.git_commit()}
+    new = Trace(made_with, every, {name: [] for name in optimizers})
     file = folder / JSON
     if not step or not file.exists():
         return new

@@ -1,6 +1,7 @@
 """A callback that watches the numbers of a training: headroom, underflow, and who overflowed."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import math
 import pathlib
@@ -55,7 +56,7 @@ class Tracer(keras.callbacks.Callback):
     was the first to become infinite or NaN, forward or backward. A line warns, once a layer,
     when the headroom of a float16 output shrinks towards zero.
 
-    After each epoch and at the end of `fit` it writes `precision_trace.json` and
+    After each epoch it writes `precision_trace.json`, and at the end of `fit`, too,
     `precision_trace.png`: loss scale, skipped steps, gradient norm, headroom by layer.
 
     - headroom: bits to 65504, the largest number of float16, also of layers in other dtypes.
@@ -121,7 +122,7 @@ class Tracer(keras.callbacks.Callback):
             self._say("no optimizer is a tfmp.LossScaleOptimizer: no step is known to overflow")
 
     def on_epoch_end(self, epoch, logs=None):
-        """Writes the files."""
+        """Writes the JSON file."""
         self._settle_all()
         self._write()
 
@@ -134,8 +135,10 @@ class Tracer(keras.callbacks.Callback):
         if self._engine is None:
             return
         try:
-            self._settle_all()
+            with contextlib.suppress(tf.errors.OpError):  # what ended `fit` says more
+                self._settle_all()
             self._write()
+            trace_files.plot(self.trace, self.folder / trace_files.PNG)
         finally:
             self._engine.tracer = self._engine = None
             self._steps = []
