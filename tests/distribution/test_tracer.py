@@ -5,7 +5,7 @@ import json
 import keras
 import numpy as np
 import pytest
-from helpers import assert_same, build, images, make, snapshot
+from helpers import assert_same, images, make, snapshot
 
 import tfmp
 

@@ -1,7 +1,10 @@
 """Which layer overflowed, in which step; how near the others are; and the training is the same."""
 
+import dataclasses
 import json
 import math
+import os
+import signal
 
 import keras
 import numpy as np
@@ -10,6 +13,7 @@ import tensorflow as tf
 
 import tfmp
 from tfmp import errors, loss_scale, policies
+from tfmp.training import TrainingConfig, fit
 
 layers = keras.layers
 SIZE, STEPS, BAD = 8, 6, 4  # the fourth step is bad
@@ -95,9 +99,9 @@ def make(build, inner, *, compiling=None, policy="mixed_float16", **accelerate):
     return tfmp.accelerate(model, **accelerate)
 
 
-def trained(model, inputs, *callbacks, epochs=1):
-    fit = {"batch_size": SIZE, "epochs": epochs, "shuffle": False, "verbose": 0}
-    return model.fit(inputs, LABELS, callbacks=list(callbacks), **fit).history
+def trained(model, inputs, *callbacks):
+    arguments = {"batch_size": SIZE, "shuffle": False, "verbose": 0}
+    return model.fit(inputs, LABELS, callbacks=list(callbacks), **arguments).history
 
 
 def poisoned(value):
@@ -219,6 +223,30 @@ def test_where_it_can_not_see_it_says_so_once(tmp_path, capsys):
     assert trace["steps"] == [2, 4, 6, 8, 10, 12]
     assert trace["skipped"] == [[BAD, 1], [STEPS + BAD, 1]] and not trace["overflows"]
     assert capsys.readouterr().err.count("steps_per_execution") == 1
+
+
+class Stop(keras.callbacks.Callback):
+    """Asks the run to stop after the sixth step."""
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if int(self.model.step) == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_resumed_run_is_the_same_and_goes_on_with_its_file(make_classifier, digits, tmp_path):
+    plain = TrainingConfig(epochs=2, warmup_epochs=1, batch_size=256, seed=5)
+    traced = dataclasses.replace(plain, trace_every=2)
+    whole, stopped, resumed = (make_classifier("mixed_float16", x) for x in (plain, traced, traced))
+    fit(whole, digits, plain, tmp_path / "whole")
+    with pytest.raises(errors.StoppedError):
+        fit(stopped, digits, traced, tmp_path, extra_callbacks=[Stop()])
+    trace = written(tmp_path)
+    assert trace["steps"] == [1, 3, 5] and "conv2d" in list(trace["headroom"])[1]
+    assert not any("/" in path for path in trace["headroom"])
+    fit(resumed, digits, traced, tmp_path)
+    assert written(tmp_path)["steps"] == [1, 3, 5, 7, 9]
+    for one, other in zip(whole.model.variables, resumed.model.variables, strict=True):
+        np.testing.assert_array_equal(one.numpy(), other.numpy(), err_msg=one.path)
 
 
 def test_keras_own_step_is_refused(tmp_path):

@@ -85,7 +85,10 @@ def fit(learner, data, config, workdir, *, resume_hint="", extra_callbacks=(), p
     checkpoints = Checkpoints(workdir / "checkpoints", learner)
     metrics = checkpoints.restore()
     stopwatch = Stopwatch(
-        float(checkpoints.seconds.numpy()), float(checkpoints.joules.numpy()), power
+        float(checkpoints.seconds.numpy()),
+        float(checkpoints.joules.numpy()),
+        power,
+        compiled_calls=2 if config.trace_every > 1 else 1,
     )
     log = workdir / "metrics.csv"
     files.keep_epochs(log, int(learner.step) // epoch_steps)

@@ -80,11 +80,12 @@ class ReplicaSteps:
         """A function of the replica's data that changes nothing for good.
 
         It returns a vector to be summed over the replicas, values that this replica is to keep, and
-        what a traced step has measured of it. The vector has the gradients of the scaled loss, the changes of statistics, both
-        weighted by the number of examples, that number, and the logs, as they are and as they
-        are if the step is skipped. (The number, and not a share that the host has worked out:
-        for a scalar from the host a GPU step would have to wait until the former one has ended.
-        The logs, since the host would wait for a mean over devices at the end of each step.)
+        what a traced step has measured. The vector has the gradients of the scaled loss, the
+        changes of statistics, both weighted by the number of examples, that number, and the logs,
+        as they are and as they are if the step is skipped. (The number, and not a share that the
+        host has worked out: for a scalar from the host a GPU step would have to wait until the
+        former one has ended. The logs, since the host would wait for a mean over devices at the
+        end of each step.)
 
         Args:
             index: Position of the replica.

@@ -84,7 +84,7 @@ class Trace:
             step: Its number.
             largest: Largest magnitude of each layer's outputs.
             dtypes: Dtype of each layer's outputs.
-            weights: List of (layer's path, weight's name, number of entries).
+            weights: List of (layer's path, number of entries).
             gradients: [weights, len(COLUMNS)] float32, as `Maxima.gradients` has them.
         """
         if len(self.steps) >= MOST_LOOKS:
@@ -94,8 +94,9 @@ class Trace:
         for path, value in largest.items():
             self._column(self.headroom, path).append(_headroom(value))
         by_layer: dict[str, list] = {}
-        for (path, _, size), row in zip(weights, gradients.astype(float), strict=True):
-            by_layer.setdefault(path, []).append({"size": size, **dict(zip(COLUMNS, row, strict=True))})
+        for (path, size), row in zip(weights, gradients.astype(float), strict=True):
+            figures = dict(zip(COLUMNS, row, strict=True))
+            by_layer.setdefault(path, []).append(figures | {"size": size})
         square = float(gradients[:, COLUMNS.index("square")].sum())
         self.gradient_norm.append(math.sqrt(square) if math.isfinite(square) else None)
         for path, rows in by_layer.items():

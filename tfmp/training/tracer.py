@@ -85,7 +85,7 @@ class Tracer(keras.callbacks.Callback):
         self.every = every
         self._tensorboard = tensorboard
         self._said = set()
-        self._engine = None
+        self._engine: Any = None
 
     # --- what Keras calls
 
@@ -204,15 +204,15 @@ class Tracer(keras.callbacks.Callback):
         self.trace.add_scales(step.number, before[0], after[0])
         if skipped:
             self.trace.add_skips(step.number, skipped)
-            self._explain(step, before[0])
+            self._explain(step, before[0][np.argmax(after[1] - before[1])])
         if step.measured:
             self._look(step, self._engine.maxima, after[0], overflowed=skipped > 0)
 
-    def _explain(self, step, scales):
+    def _explain(self, step, scale):
         if not step.state[0] or self._reruns >= MOST_RERUNS:
             return
         self._reruns += 1
-        found = {"step": step.number, "loss_scale": float(scales[0])}
+        found = {"step": step.number, "loss_scale": float(scale)}
         state = list(zip(self._variables, step.state[0], strict=True))
         try:
             fault = self._fault(step.data, state)
@@ -229,7 +229,7 @@ class Tracer(keras.callbacks.Callback):
         largest = "" if fault.largest is None else f", of values up to {fault.largest:.4g}"
         self._say(
             f"step {step.number} overflowed in the {fault.direction} pass, first in {where}: "
-            f"{fault.what}{largest}; loss scale {scales[0]:g}",
+            f"{fault.what}{largest}; loss scale {scale:g}",
             key=(fault.layer, fault.direction, fault.what),
         )
         self.trace.add_overflow(found | dataclasses.asdict(fault))
@@ -250,7 +250,7 @@ class Tracer(keras.callbacks.Callback):
             if x != layer_maxima.UNSEEN
         }
         weights = [
-            (self._owners.get(id(v), v.path), v.name, math.prod(v.shape))
+            (self._owners.get(id(v), v.path), math.prod(v.shape))
             for v in self.model.trainable_variables
         ]
         self.trace.add_look(step.number, seen, maxima.dtypes, weights, gradients)
