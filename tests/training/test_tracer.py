@@ -81,6 +81,32 @@ def functional(inner):
     return keras.Model(inputs, layers.Dense(1, dtype="float32", name="head")(x))
 
 
+def pooled(inner):
+    """Max pooling drops the NaN that BatchNormalization makes of infinity: the loss is finite."""
+    inputs = keras.Input((4,))
+    x = inner(layers.Reshape((2, 2, 1))(inputs))
+    x = layers.MaxPooling2D(name="pool")(layers.BatchNormalization(name="norm")(x))
+    outputs = layers.Dense(1, dtype="float32", name="head")(layers.Flatten()(x))
+    return keras.Model(inputs, outputs)
+
+
+class Mask(layers.Layer):
+    """Infinite on purpose."""
+
+    def call(self, inputs):
+        return keras.ops.zeros_like(inputs) + keras.ops.convert_to_tensor(
+            [0, 0, 0, -math.inf], inputs.dtype
+        )
+
+
+def masked(inner):
+    inputs = keras.Input((4,))
+    x = layers.Dense(4, use_bias=False, name="first")(inputs)
+    weights = layers.Softmax()(x + Mask(name="mask")(x))
+    outputs = layers.Dense(1, dtype="float32", name="head")(inner(x) * weights)
+    return keras.Model(inputs, outputs)
+
+
 def recurrent(inner):
     inputs = keras.Input((4,))
     x = layers.Reshape((2, 2))(inputs)
@@ -123,10 +149,11 @@ def written(folder):
 @pytest.mark.parametrize(
     ("build", "inner", "value", "layer", "direction", "accelerate"),
     [
-        (functional, Square, 3e3, "planted", "forward", {}),
         (functional, Root, 0.0, "planted", "backward", {"microbatches": 2, "jit_compile": False}),
         (Subclassed, Square, 3e3, "encoder/planted", "forward", {"jit_compile": False}),
         (OwnStep, Root, 0.0, "encoder/planted", "backward", {}),
+        (pooled, Square, 3e3, "planted", "forward", {"jit_compile": False}),
+        (masked, Root, 0.0, "planted", "backward", {"jit_compile": False}),
         (recurrent, Square, 6e4, "both/forward_lstm", "forward", {}),
     ],
 )
@@ -144,16 +171,18 @@ def test_the_layer_and_the_step_are_named(
     assert f"step {BAD} overflowed in the {direction} pass, first in layer {layer}" in said
 
 
-@pytest.mark.parametrize("microbatches", [1, 2])
-def test_the_training_is_the_same(microbatches, tmp_path):
+@pytest.mark.parametrize("accelerate", [{}, {"microbatches": 2, "jit_compile": False}])
+def test_the_training_is_the_same(accelerate, tmp_path):
     found = []
     for tracers in ([], [tfmp.Tracer(tmp_path, every=2)]):
-        model = make(functional, Square, microbatches=microbatches)
+        model = make(functional, Square, **accelerate)
         history = trained(model, poisoned(3e3), *tracers)
         found.append([*state(model), history["loss"]])
     for one, other in zip(*found, strict=True):
         np.testing.assert_array_equal(one, other)
-    assert written(tmp_path)["steps"] == [1, 3, 5]
+    trace = written(tmp_path)
+    assert trace["steps"] == [1, 3, 5]
+    assert [(x["step"], x["layer"]) for x in trace["overflows"]] == [(BAD, "planted")]
 
 
 def test_what_it_measures(tmp_path):

@@ -95,7 +95,7 @@ class _Witness:
         self._paths |= {id(model): "", id(layer_maxima.inner_model(model)): ""}
         self._owners = layer_maxima.owners(model)
         self._stack = []  # (operation, path)
-        self._forward = self._backward = None
+        self._forward = self._surely = self._backward = None
         self._clock = self._time = 0  # of gradients; of the first bad one
         self._times = {}  # when the first gradient came to a layer, by path
         self._given = {}  # largest gradient that came to a layer
@@ -130,10 +130,11 @@ class _Witness:
         Args:
             watches: The step's `Watch`es.
         """
+        # Where the loss is finite, what can't be meant; else the first of all.
         losses = [layer_maxima.largest(x) for watch in watches for x in watch.losses]
         bad_loss = not all(map(math.isfinite, losses))
-        if self._forward and (bad_loss or not losses):  # else infinite on purpose, as masks are
-            return self._forward
+        if forward := self._forward if bad_loss or not losses else self._surely:
+            return forward
         if bad_loss:
             return self._fault(None, "forward", "the loss")
         for watch in watches:
@@ -155,7 +156,7 @@ class _Witness:
         taken = _largest((args, kwargs))
         if not math.isfinite(taken):
             what = f"what it makes for {operation.name}" if parent else "the batch"
-            self._blame_forward(parent[1] if parent else None, what, None)
+            self._blame_forward(parent[1] if parent else None, what, None, (args, kwargs))
         args, kwargs = self._tapped((args, kwargs), lambda g: self._on_passed(path, g))
         self._stack.append((operation, path))
         try:
@@ -163,12 +164,16 @@ class _Witness:
         finally:
             self._stack.pop()
         if not math.isfinite(_largest(outputs)):
-            self._blame_forward(path, "its output", taken)
+            self._blame_forward(path, "its output", taken, outputs)
         return self._tapped(outputs, lambda g: self._on_given(path, parent, g))
 
-    def _blame_forward(self, path, what, taken):
-        if self._forward is None:
-            self._forward = self._fault(path, "forward", what, taken)
+    def _blame_forward(self, path, what, taken, values):
+        fault = self._fault(path, "forward", what, taken)
+        self._forward = self._forward or fault
+        # Minus infinity may be meant, as masks are, where the loss is finite. (A finite loss says
+        # little: max pooling drops NaN.)
+        if not self._surely and not _is_mask(values):
+            self._surely = fault
 
     # --- backward
 
@@ -231,6 +236,12 @@ class _Witness:
 def _is_graph(layer):
     """Whether a layer does nothing but call others: a functional or Sequential model."""
     return hasattr(layer, "_run_through_graph") or isinstance(layer, keras.Sequential)
+
+
+def _is_mask(values):
+    """Whether float tensors have no NaN, and no infinity but minus infinity."""
+    found = [x for x in keras.tree.flatten(values) if _is_float(x)]
+    return all(bool(tf.reduce_all(x < math.inf)) for x in found)
 
 
 def _is_float(x):

@@ -107,7 +107,7 @@ class Tracer(keras.callbacks.Callback):
         self._reruns = 0
         self._variables = state_variables(self.model)
         self._owners = layer_maxima.owners(self.model)
-        self._snapshot = tf.function(self._read, autograph=False)
+        self._snapshot = tf.function(self._read, autograph=False).get_concrete_function()
         self._steps = []
         self._pool = concurrent.futures.ThreadPoolExecutor(1)
         names = [x.name for x in self._scaled]
