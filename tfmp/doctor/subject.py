@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 
+from tfmp import loss_scale
 from tfmp.doctor import trace
 from tfmp.doctor.ranges import ranges
 from tfmp.doctor.trace import is_graph
@@ -186,6 +187,18 @@ def is_closed(layer) -> bool:
     if type(layer) is keras.layers.RNN:
         return False
     return not isinstance(layer, CONTAINERS)
+
+
+def scales(optimizer) -> bool:
+    """Whether an optimizer scales the loss, by a dynamic scale or by a fixed one."""
+    return isinstance(optimizer, keras.optimizers.LossScaleOptimizer) or bool(
+        getattr(optimizer, "loss_scale_factor", None)
+    )
+
+
+def scale_of(optimizer) -> float:
+    """The factor that an optimizer which scales puts on the loss now."""
+    return float(getattr(optimizer, "loss_scale_factor", None) or loss_scale.scale(optimizer))
 
 
 def _optimizers(model):

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import numpy as np
 
 from tfmp.doctor.probe import compare
-from tfmp.doctor.probe.step import Step, scales
-from tfmp.doctor.subject import Subject
+from tfmp.doctor.probe.step import Step
+from tfmp.doctor.subject import Subject, scales
 
 # Scale of the second step, in float32; far from 1, and far from what overflows.
 SCALE = 2.0**10
@@ -14,7 +14,9 @@ SCALE = 2.0**10
 TOLERATED = 4.0
 
 
-def off_scale(subject: Subject, run: Callable[..., Step]) -> tuple[tuple[str, float], ...]:
+def off_scale(
+    subject: Subject, run: Callable[..., Step], plain: Step
+) -> tuple[tuple[str, float], ...]:
     """Compares the gradients of two steps in float32, whose loss scales are 1 and `SCALE`.
 
     An optimizer divides what it gets by its loss scale. Gradients that are not scaled, are unscaled
@@ -23,6 +25,7 @@ def off_scale(subject: Subject, run: Callable[..., Step]) -> tuple[tuple[str, fl
     Args:
         subject: The model.
         run: Runs a step, as `take` does.
+        plain: The step in float32 with a scale of 1.
 
     Returns:
         Pairs of an optimizer's name and how many times as large as they should be its gradients
@@ -31,7 +34,7 @@ def off_scale(subject: Subject, run: Callable[..., Step]) -> tuple[tuple[str, fl
     scaling = [(name, x) for name, x in subject.optimizers if scales(x)]
     if not scaling:
         return ()
-    plain, scaled = run(full=True, scale=1.0), run(full=True, scale=SCALE)
+    scaled = run(full=True, scale=SCALE)
     found = []
     for name, optimizer in scaling:
         trained = optimizer._trainable_variables if optimizer.built else []

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfmp.doctor.probe.batch import Batch, labels_for
 from tfmp.doctor.probe.recording import Call, Recorder, all_float32, is_float
-from tfmp.doctor.subject import Subject
+from tfmp.doctor.subject import Subject, scales
 
 LossScaleOptimizer = keras.optimizers.LossScaleOptimizer
 
@@ -128,11 +128,6 @@ def _loss(subject, batch, outputs):
             signs = np.float32(rng.choice([-1, 1], x.shape))
             total += tf.reduce_mean(tf.cast(x, "float32") * signs)
     return total
-
-
-def scales(optimizer) -> bool:
-    """Whether an optimizer scales the loss, by a dynamic scale or by a fixed one."""
-    return isinstance(optimizer, LossScaleOptimizer) or bool(optimizer.loss_scale_factor)
 
 
 @contextlib.contextmanager
