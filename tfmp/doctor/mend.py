@@ -7,8 +7,8 @@ import keras
 
 from tfmp import policies
 from tfmp.doctor.finding import Finding
-from tfmp.doctor.subject import Part, parts
 from tfmp.errors import UserError
+from tfmp.layer_paths import Part, parts
 from tfmp.policies.choice import HALF
 
 

@@ -8,6 +8,8 @@ import threading
 import keras
 import tensorflow as tf
 
+from tfmp import layer_paths
+
 # Keys of what a traced step returns beside its logs.
 ACTIVATIONS = "tfmp/activations"
 GRADIENTS = "tfmp/gradients"
@@ -34,21 +36,13 @@ def paths(model):
     Returns:
         List of (layer, path), parents first.
     """
+    inner = inner_model(model)
     found: dict[int, tuple] = {}
-    if inner := inner_model(model):
-        found[id(inner)] = inner, ""
-
-    def walk(holder, prefix):
-        for layer in holder._flatten_layers(include_self=False, recursive=False):
-            if id(layer) in found or isinstance(layer, keras.layers.InputLayer):
-                continue
-            found[id(layer)] = layer, prefix + layer.name
-            if _is_open(layer):
-                walk(layer, f"{prefix}{layer.name}/")
-
     for root in filter(None, (inner, model)):
-        walk(root, "")
-    return [(layer, path) for layer, path in found.values() if path]
+        for part in layer_paths.parts(root):
+            if not part.hidden and part.layer is not inner:
+                found.setdefault(id(part.layer), (part.layer, part.path))
+    return list(found.values())
 
 
 def inner_model(model):
@@ -56,16 +50,6 @@ def inner_model(model):
     from tfmp.training.learner import Learner  # it is built on this module
 
     return model.model if isinstance(model, Learner) else None
-
-
-def _is_open(layer):
-    """Whether layers within it are the user's."""
-    if not type(layer).__module__.startswith("keras."):
-        return True
-    kinds = (keras.Model, keras.layers.Wrapper, keras.layers.Bidirectional)
-    return isinstance(layer, (*kinds, keras.layers.StackedRNNCells)) or (
-        type(layer) is keras.layers.RNN
-    )
 
 
 def owners(model):

@@ -14,8 +14,8 @@ from tfmp.doctor.fallback.minimal import minimal_set
 from tfmp.doctor.fallback.trial import Run, Steps, loss_of
 from tfmp.doctor.finding import Finding
 from tfmp.doctor.mend import pattern
-from tfmp.doctor.subject import parts
 from tfmp.errors import DifferentError, NonFiniteError, UserError
+from tfmp.layer_paths import parts
 from tfmp.policies.temporary import under
 
 __all__ = ["Fallback", "Run", "Trial", "loss_of", "search"]
