@@ -99,10 +99,18 @@ def trace(model: keras.Model, inputs=None) -> Trace:
             held = root._flatten_layers(include_self=False, recursive=False)
             left += [layer for layer in held if layer.built]
     declared = inputs is not None or all(map(is_graph, roots(model)))
-    return _result(model, taken, failures, guessed=bool(failures) or not declared)
+    return combined(model, taken, failures, guessed=bool(failures) or not declared)
 
 
-def _result(model, taken, failures, guessed) -> Trace:
+def combined(model, taken, failures=(), guessed=False) -> Trace:
+    """What attempts at a model, or at parts of it, come to.
+
+    Args:
+        model: The model.
+        taken: What was traced.
+        failures: Why parts of it could not be.
+        guessed: Whether the dtypes of its inputs are not known.
+    """
     operations: list[tf.Operation] = []
     owners: dict[int, dict] = {}
     spans: list[dict] = []

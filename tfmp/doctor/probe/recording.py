@@ -154,7 +154,8 @@ class Recorder:
         call = Call(operation, self._path(operation))
         call.args, given = _tap((args, kwargs), call.passed)
         call.kwargs = dict(given)
-        call.state = [(v, tf.identity(v.value)) for v in _changing(operation)]
+        # Not by `value`, which the scope of the layer around would cast to half.
+        call.state = [(v, tf.identity(v._value)) for v in _changing(operation)]
         parent = self._stack[-1] if self._stack else None
         (parent.children if parent else self.calls).append(call)
         self._stack.append(call)
@@ -213,11 +214,18 @@ def half_of(call: Call) -> str | None:
 
 
 @contextlib.contextmanager
-def float32(operation: Operation):
-    """A layer computes in float32 within; so does what a layer of Keras' own made for itself."""
+def float32(operation: Operation, whole: bool = False):
+    """A layer computes in float32 within; so does what a layer of Keras' own made for itself.
+
+    Args:
+        operation: The layer, or an operation.
+        whole: Whether a recurrent layer's cell does, too.
+    """
     layers: list[keras.Layer] = []
     if isinstance(operation, keras.Layer):
-        layers = [operation] if opens(operation) else operation._flatten_layers()
+        # A cell that ran within a graph was not looked at by itself.
+        alone = opens(operation) and not (whole and isinstance(operation, keras.layers.RNN))
+        layers = [operation] if alone else operation._flatten_layers()
     with all_float32(layers), AutocastScope("float32"):
         yield
 

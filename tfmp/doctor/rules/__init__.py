@@ -19,6 +19,8 @@ from tfmp.doctor.rules import (
     scaling,
     scopes,
     sizes,
+    slots,
+    states,
     variables,
     xla,
 )
@@ -35,6 +37,8 @@ RULES: dict[str, Callable[[Subject], Iterable[Finding]]] = {
     "replicas_loss_scale": scaling.replicas_loss_scale,
     "half_variables": variables.half_variables,
     "rounded_state": variables.rounded_state,
+    "stalled_state": states.stalled_state,
+    "half_slots": slots.half_slots,
     "half_optimizer_epsilon": variables.half_optimizer_epsilon,
     "half_loss": variables.half_loss,
     "constant_overflow": constants.constant_overflow,

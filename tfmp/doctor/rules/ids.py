@@ -41,7 +41,9 @@ def rounded_ids(subject: Subject) -> Iterator[Finding]:
         IEEE 754-2019, binary16: 11 significant bits.
     """
     worst: dict[str | None, tuple] = {}
-    for operation, number, why, severity in _hazards(subject):
+    looked = [subject, *filter(None, [subject.around])]
+    hazards = (x for seen in looked for x in _hazards(seen))
+    for operation, number, why, severity in hazards:
         name = subject.path(operation)
         former = worst.get(name)
         if former is None or SEVERITIES.index(severity) < SEVERITIES.index(former[3]):

@@ -121,17 +121,10 @@ def _read_in_half(subject, value, variable) -> str | None:
             if dtype and any(v is variable for v in subject.trace.variables.get(id(x.op), ())):
                 return dtype
         elif x.op.type in ("If", "StatelessIf"):
-            stack += [(given, dtype) for given in _of_branches(x)]
+            stack += [(given, dtype) for given in flow.of_branches(x)]
         elif x.op.type in NUMBER_BY_NUMBER:
             stack += [(given, dtype) for given in x.op.inputs]
     return None
-
-
-def _of_branches(tensor):
-    """What the two branches of a condition give for one of its outputs."""
-    for name in ("then_branch", "else_branch"):
-        function = tensor.op.graph._get_function(tensor.op.get_attr(name).name)
-        yield function.graph.outputs[tensor.value_index]
 
 
 def half_optimizer_epsilon(subject: Subject) -> Iterator[Finding]:
