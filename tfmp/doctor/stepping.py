@@ -6,6 +6,7 @@ Keras' own `train_step` the loss alone is traced, which is all that differs from
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,6 +26,7 @@ class Stepping:
         trace: Its operations; those that no layer made are the step's own.
         own: Whether it is a `train_step` of the model's own; else a loss of outputs alone.
         predicted: What stands for the model's outputs where it is a loss alone, flat.
+        labels: What stands for the labels in a `train_step`, flat; empty where they aren't known.
         targets: What tapes took gradients of.
         gradients: What tapes gave.
         handed: What optimizers got.
@@ -34,6 +36,7 @@ class Stepping:
     trace: tracing.Trace
     own: bool
     predicted: tuple[tf.Tensor, ...] = ()
+    labels: tuple[tf.Tensor, ...] = ()
     targets: tuple[tf.Tensor, ...] = ()
     gradients: tuple[tf.Tensor, ...] = ()
     handed: tuple[tf.Tensor, ...] = ()
@@ -61,7 +64,7 @@ def stepping(model, loss, optimizers, outputs, inputs=None, labels=None) -> Step
         if getattr(model, "_distribute_strategy", None) is not None:
             return None
         candidates: Iterator[Any] = _data(model, outputs, inputs, labels)
-        run = _own
+        run = functools.partial(_own, labeled=labels is not None)
     else:
         if loss is None:
             return None
@@ -126,10 +129,10 @@ def _loss_alone(model, loss, optimizers, outputs, specs) -> Stepping:
             for one, y, p in zip(losses, labels, predicted, strict=True)
         ]
     attempt = Attempt(model, graph, recorder, totals, [])
-    return Stepping(tracing.combined(model, [attempt]), False, predicted, tuple(totals))
+    return Stepping(tracing.combined(model, [attempt]), False, predicted)
 
 
-def _own(model, loss, optimizers, outputs, specs) -> Stepping:
+def _own(model, loss, optimizers, outputs, specs, labeled=False) -> Stepping:
     """The model's own `train_step`."""
     graph, recorder, tapes = func_graph.FuncGraph("doctor_step"), Recorder(), _Tapes()
     try:
@@ -147,12 +150,12 @@ def _own(model, loss, optimizers, outputs, specs) -> Stepping:
     attempt = Attempt(model, graph, recorder, [], [])
     return Stepping(
         tracing.combined(model, [attempt]),
-        True,
-        (),
-        tuple(tapes.targets),
-        tuple(tapes.gradients),
-        tuple(tapes.handed),
-        frozenset(tapes.backward),
+        own=True,
+        labels=tuple(keras.tree.flatten(data[1])) if labeled else (),
+        targets=tuple(tapes.targets),
+        gradients=tuple(tapes.gradients),
+        handed=tuple(tapes.handed),
+        backward=frozenset(tapes.backward),
     )
 
 

@@ -40,6 +40,7 @@ class Call:
         state: (variable, value before the call) of what a call may change.
         given: The gradients that came to its float outputs, by their number.
         passed: The gradients that it gave for its float inputs, by their number.
+        inside: The half dtype that it casts to by name, whatever its own dtype; None: none.
     """
 
     operation: Operation
@@ -52,6 +53,8 @@ class Call:
     state: list = dataclasses.field(default_factory=list)
     given: dict[int, tf.Tensor] = dataclasses.field(default_factory=dict)
     passed: dict[int, tf.Tensor] = dataclasses.field(default_factory=dict)
+
+    inside: str | None = None
 
     def inputs(self) -> list[tf.Tensor]:
         """Its float inputs, flat."""
@@ -120,6 +123,7 @@ class Recorder:
         self.failed: Call | None = None
         self._root = subject.model
         self._paths = {id(part.layer): part.path for part in subject.parts}
+        self._inside = _half_inside(subject)
         self._kept = kept
         self._full = full
         self._stack: list[Call] = []
@@ -151,7 +155,7 @@ class Recorder:
         return self._record(original, operation, args, kwargs)
 
     def _record(self, original, operation, args, kwargs):
-        call = Call(operation, self._path(operation))
+        call = Call(operation, self._path(operation), inside=self._inside.get(id(operation)))
         call.args, given = _tap((args, kwargs), call.passed)
         call.kwargs = dict(given)
         # Not by `value`, which the scope of the layer around would cast to half.
@@ -210,7 +214,18 @@ def half_of(call: Call) -> str | None:
     layer = call.operation
     own = [layer.compute_dtype] if isinstance(layer, keras.Layer) else []
     seen = [x.dtype.name for x in [*call.inputs(), *call.results()]]
-    return next((dtype for dtype in [*own, *seen] if dtype in HALF), None)
+    return next((dtype for dtype in [*own, *seen] if dtype in HALF), call.inside)
+
+
+def _half_inside(subject) -> dict[int, str]:
+    """The half dtype that layers compute in by their trace, by the layers' ids."""
+    found: dict[int, str] = {}
+    for call in subject.trace.calls:
+        made = [x.dtype.name for operation in call.operations for x in operation.outputs]
+        half = next((dtype for dtype in made if dtype in HALF), None)
+        if half:
+            found[id(call.called)] = half
+    return found
 
 
 @contextlib.contextmanager

@@ -71,7 +71,7 @@ def half_output(subject: Subject) -> Iterator[Finding]:
         measured = None if squashed else _rounding_of_labels(subject, number, tensor)
         yield Finding(
             "half_output",
-            _severity(subject, number, name, squashed, measured),
+            _severity(subject, number, name, walk, squashed, measured),
             name,
             f"The model's output is computed in {dtype.name}"
             + ("" if flow.is_half(tensor) else " and cast after it was rounded")
@@ -161,7 +161,7 @@ def half_added_loss(subject: Subject) -> Iterator[Finding]:
             )
 
 
-def _severity(subject, number, name, squashed, measured) -> Severity:
+def _severity(subject, number, name, walk, squashed, measured) -> Severity:
     """How bad a half output is, by what training makes of it."""
     step = subject.step
     if has_own_step(subject.model) or number is None:
@@ -176,6 +176,8 @@ def _severity(subject, number, name, squashed, measured) -> Severity:
         ]
         return "error" if any(map(_to_logarithm, made)) else "info"
     if subject.loss is None:
+        if squashed and subject.trace.losses:
+            return "error" if any(map(_to_logarithm, walk)) else "info"
         return "warning" if squashed else "info"
     if step is None or number >= len(step.predicted):
         return "warning"

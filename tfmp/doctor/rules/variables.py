@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import keras
+import tensorflow as tf
 
 from tfmp import loss_scale
 from tfmp.doctor import flow
@@ -59,6 +60,76 @@ def half_variables(subject: Subject) -> Iterator[Finding]:
                 "(bfloat16: 256). Build it under a floatx of float32.",
                 {"metric": metric.name},
             )
+
+
+def weight_overflow(subject: Subject) -> Iterator[Finding]:
+    """A weight beyond 65504 is infinite where it is read in half.
+
+    Weights of a mixed policy are float32, and are cast as a layer reads them: a scale of 1 / 3e-6
+    of a whitening, a price's mean or its variance is then infinite, and one whose weights are all
+    below 3e-8 is zero. A checkpoint loaded into float16 variables is so once and for all: the
+    variance of a `BatchNormalization` that is infinite makes all it gives the same. The doctor
+    reads the weights.
+
+    Example:
+        inputs = keras.Input((2,))
+        whiten = keras.layers.Dense(2, trainable=False, dtype="mixed_float16")
+        model = keras.Model(inputs, keras.layers.Dense(1, dtype="float32")(whiten(inputs)))
+        whiten.kernel.assign([[1 / 3e-6, 0], [0, 1.0]])  # of a current in amperes
+        model.predict(np.array([[3e-6, 1.0]]), verbose=0)  # infinite or NaN
+
+    Mend:
+        The layer in float32, which `fix` sets, or other units. Variables in float16: build the
+        model under mixed_float16, and load the weights into it.
+
+    References:
+        IEEE 754-2019, binary16: the largest number is 65504.
+    """
+    named = {
+        id(v): part.path
+        for part in reversed(subject.parts)
+        for v in [*part.layer._trainable_variables, *part.layer._non_trainable_variables]
+    }
+    for variable, path, dtype in _read_or_held(subject, named):
+        largest = float(tf.reduce_max(tf.abs(tf.cast(variable._value, "float32")), axis=None))
+        held = variable.dtype in HALF
+        limit = flow.largest(tf.as_dtype(dtype))
+        lost = 0 < largest <= flow.smallest(tf.as_dtype(dtype)) and variable.shape
+        if not (largest > limit or lost):
+            continue
+        yield Finding(
+            "weight_overflow",
+            "error",
+            path,
+            f"Its {variable.name} reaches {largest:.4g}, which is "
+            f"{'zero' if lost else 'infinite'} in {dtype}. "
+            + (
+                f"The variable is {dtype}: build the model under mixed_{dtype}, and load the "
+                "weights again."
+                if held
+                else 'Give it dtype="float32".'
+            ),
+            {"largest": largest, "variable": variable.path},
+            () if held else subject.float32(path),
+        )
+
+
+def _read_or_held(subject, named):
+    """(variable, path of its layer, half dtype) of variables in half, or read in it."""
+    seen = set()
+    for variable in subject.model.variables:
+        if variable.dtype in HALF:
+            seen.add(id(variable))
+            yield variable, named.get(id(variable)), str(variable.dtype)
+    for operation in subject.trace.operations:
+        if operation.type != "Cast" or not flow.is_half(operation.outputs[0]):
+            continue
+        for x in flow.sources(operation.inputs[0], flow.SAME - {"Cast"}):
+            for variable in subject.trace.variables.get(id(x.op), ()):
+                if id(variable) not in seen and x.dtype == tf.float32:
+                    seen.add(id(variable))
+                    path = subject.path(operation) or named.get(id(variable))
+                    yield variable, path, operation.outputs[0].dtype.name
 
 
 def rounded_state(subject: Subject) -> Iterator[Finding]:

@@ -1,0 +1,115 @@
+"""What a `train_step` does by hand: a scale on its loss, and to its gradients behind the tape."""
+
+import dataclasses
+from collections.abc import Iterator
+
+import tensorflow as tf
+
+from tfmp.doctor import flow
+from tfmp.doctor.ranges import of
+from tfmp.doctor.subject import Subject
+
+# A factor of this size on a loss is meant for its gradients, and no weight of a term.
+LARGE = 16.0
+# What gradients go through, number by number, on their way to an optimizer.
+ON_GRADIENTS = flow.SAME | {"AddV2", "Add", "AddN", "Sub", "Mul", "RealDiv", "SelectV2", "Select"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """How a gradient gets from a tape to an optimizer.
+
+    Attributes:
+        factor: What it is multiplied by on its way; None: no constant.
+        casts: Casts to half on its way, each with the factor behind it, and before it.
+    """
+
+    factor: float | None
+    casts: tuple[tuple[tf.Operation, float | None], ...]
+
+
+def scales(subject: Subject) -> bool:
+    """Whether a `train_step` multiplies its loss, and divides the gradients again.
+
+    Args:
+        subject: A model whose `train_step` was traced.
+    """
+    around = subject.around
+    factors = [_factor(around, x) for x in subject.step.targets]
+    multiplied = any(x is None or abs(x) >= LARGE for x in factors)
+    ways = [next(routes(subject, x), None) for x in subject.step.handed]
+    divided = [x is not None and (x.factor is None or abs(x.factor) <= 1 / LARGE) for x in ways]
+    return multiplied and bool(divided) and all(divided)
+
+
+def scaled(subject: Subject) -> bool:
+    """Whether anything multiplies the loss by a large factor before it is differentiated."""
+    factors = [_factor(subject.around, x) for x in subject.step.targets]
+    return any(x is None or abs(x) >= LARGE for x in factors)
+
+
+def _factor(around, tensor) -> float | None:
+    """The constant factor of a value; None: a factor that is a scalar, and no constant."""
+    factor = 1.0
+    while True:
+        operation = tensor.op
+        if operation.type in flow.SAME and operation.inputs[0].dtype.is_floating:
+            tensor = operation.inputs[0]
+        elif operation.type in ("Mul", "RealDiv"):
+            a, b = operation.inputs
+            by, other = _scalar(around, b), a
+            if by is None and operation.type == "Mul" and _scalar(around, a) is not None:
+                by, other = _scalar(around, a), b
+            if by is None:
+                state = any(_is_state(x) for x in (a, b))
+                return None if state else factor
+            factor *= by if operation.type == "Mul" else 1 / by
+            tensor = other
+        else:
+            return factor
+
+
+def routes(subject: Subject, handed) -> Iterator[Way]:
+    """Ways from what tapes gave to what an optimizer got.
+
+    Args:
+        subject: A model whose `train_step` was traced.
+        handed: A gradient that an optimizer got.
+    """
+    around, step = subject.around, subject.step
+    begins = {id(x) for x in step.gradients}
+    stack: list = [(handed, 1.0, ())]
+    seen: set[int] = set()
+    while stack:
+        tensor, factor, casts = stack.pop()
+        if id(tensor) in begins:
+            yield Way(factor, casts)
+            continue
+        operation = tensor.op
+        if id(tensor) in seen or id(operation) in step.backward:
+            continue
+        seen.add(id(tensor))
+        if operation.type in ("Mul", "RealDiv"):
+            for one, other in (operation.inputs, reversed(operation.inputs)):
+                by = _scalar(around, other)
+                divides = operation.type == "RealDiv"
+                known = None if by is None or factor is None else factor * (1 / by if divides else by)
+                stack.append((one, known, casts))
+                if divides:
+                    break
+        elif operation.type in ON_GRADIENTS:
+            to_half = operation.type == "Cast" and flow.is_half(tensor)
+            if to_half and not flow.is_half(operation.inputs[0]):
+                casts = (*casts, (operation, factor))
+            stack += [(x, factor, casts) for x in operation.inputs if x.dtype.is_floating]
+
+
+def _scalar(around, tensor) -> float | None:
+    bounds = of(around.ranges, tensor)
+    return bounds.low if bounds.known and bounds.low == bounds.high and bounds.low else None
+
+
+def _is_state(tensor) -> bool:
+    """Whether a scalar is read from a variable, as a dynamic scale is."""
+    read = any(x.op.type == "ReadVariableOp" for x in flow.sources(tensor, flow.SAME))
+    return read and tensor.shape.rank == 0
