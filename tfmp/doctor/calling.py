@@ -154,9 +154,7 @@ def is_graph(layer: keras.Layer) -> bool:
 def _called(root, specs):
     if isinstance(specs, str):
         raise ValueError(specs)
-    arguments = tf.nest.map_structure(
-        lambda x: tf.compat.v1.placeholder(x.dtype, x.shape), specs
-    )
+    arguments = tf.nest.map_structure(lambda x: tf.compat.v1.placeholder(x.dtype, x.shape), specs)
     return root(*arguments, training=True) if root._call_has_training_arg else root(*arguments)
 
 

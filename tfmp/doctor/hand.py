@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tfmp.doctor import flow
 from tfmp.doctor.ranges import of
-from tfmp.doctor.subject import Subject
+from tfmp.doctor.stepping import Stepping
 
 # A factor of this size on a loss is meant for its gradients, and no weight of a term.
 LARGE = 16.0
@@ -28,55 +28,62 @@ class Way:
     casts: tuple[tuple[tf.Operation, float | None], ...]
 
 
-def scales(subject: Subject) -> bool:
+def scales(step: Stepping, found) -> bool:
     """Whether a `train_step` multiplies its loss, and divides the gradients again.
 
     Args:
-        subject: A model whose `train_step` was traced.
+        step: The `train_step`.
+        found: The ranges of its trace.
     """
-    around = subject.around
-    factors = [_factor(around, x) for x in subject.step.targets]
-    multiplied = any(x is None or abs(x) >= LARGE for x in factors)
-    ways = [next(routes(subject, x), None) for x in subject.step.handed]
+    ways = [next(routes(step, found, x), None) for x in step.handed]
     divided = [x is not None and (x.factor is None or abs(x.factor) <= 1 / LARGE) for x in ways]
-    return multiplied and bool(divided) and all(divided)
+    return scaled(step, found) and bool(divided) and all(divided)
 
 
-def scaled(subject: Subject) -> bool:
-    """Whether anything multiplies the loss by a large factor before it is differentiated."""
-    factors = [_factor(subject.around, x) for x in subject.step.targets]
-    return any(x is None or abs(x) >= LARGE for x in factors)
+def scaled(step: Stepping, found) -> bool:
+    """Whether anything multiplies the loss by a large factor before it is differentiated.
+
+    Args:
+        step: The `train_step`.
+        found: The ranges of its trace.
+    """
+    factors = [_factor(found, x) for x in step.targets]
+    return any(x is None or x >= LARGE for x in factors)
 
 
-def _factor(around, tensor) -> float | None:
-    """The constant factor of a value; None: a factor that is a scalar, and no constant."""
-    factor = 1.0
+def _factor(found, tensor) -> float | None:
+    """The largest constant that a value was multiplied by at last, in one step or in several.
+
+    None: by a scalar that is no constant.
+    """
+    factor = largest = 1.0
     while True:
         operation = tensor.op
         if operation.type in flow.SAME and operation.inputs[0].dtype.is_floating:
             tensor = operation.inputs[0]
         elif operation.type in ("Mul", "RealDiv"):
             a, b = operation.inputs
-            by, other = _scalar(around, b), a
-            if by is None and operation.type == "Mul" and _scalar(around, a) is not None:
-                by, other = _scalar(around, a), b
+            by, other = _scalar(found, b), a
+            if by is None and operation.type == "Mul" and _scalar(found, a) is not None:
+                by, other = _scalar(found, a), b
             if by is None:
                 state = any(_is_state(x) for x in (a, b))
-                return None if state else factor
+                return None if state else largest
             factor *= by if operation.type == "Mul" else 1 / by
+            largest = max(largest, abs(factor))
             tensor = other
         else:
-            return factor
+            return largest
 
 
-def routes(subject: Subject, handed) -> Iterator[Way]:
+def routes(step: Stepping, found, handed) -> Iterator[Way]:
     """Ways from what tapes gave to what an optimizer got.
 
     Args:
-        subject: A model whose `train_step` was traced.
+        step: The `train_step`.
+        found: The ranges of its trace.
         handed: A gradient that an optimizer got.
     """
-    around, step = subject.around, subject.step
     begins = {id(x) for x in step.gradients}
     stack: list = [(handed, 1.0, ())]
     seen: set[int] = set()
@@ -91,9 +98,11 @@ def routes(subject: Subject, handed) -> Iterator[Way]:
         seen.add(id(tensor))
         if operation.type in ("Mul", "RealDiv"):
             for one, other in (operation.inputs, reversed(operation.inputs)):
-                by = _scalar(around, other)
+                by = _scalar(found, other)
                 divides = operation.type == "RealDiv"
-                known = None if by is None or factor is None else factor * (1 / by if divides else by)
+                known = (
+                    None if by is None or factor is None else factor * (1 / by if divides else by)
+                )
                 stack.append((one, known, casts))
                 if divides:
                     break
@@ -104,8 +113,8 @@ def routes(subject: Subject, handed) -> Iterator[Way]:
             stack += [(x, factor, casts) for x in operation.inputs if x.dtype.is_floating]
 
 
-def _scalar(around, tensor) -> float | None:
-    bounds = of(around.ranges, tensor)
+def _scalar(found, tensor) -> float | None:
+    bounds = of(found, tensor)
     return bounds.low if bounds.known and bounds.low == bounds.high and bounds.low else None
 
 

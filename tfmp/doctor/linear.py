@@ -60,16 +60,18 @@ def update(found, value, is_state: Callable, added: int = 0) -> Update | None:
         terms = list(_terms(found, alternative, is_state, float(added or 1), 0))
         own = [term.factor for term in terms if term.state]
         others = [term for term in terms if not term.state]
-        if None in own or not others or not (own or added):
+        known = [x for x in own if x is not None]
+        if len(known) < len(own) or not others or not (own or added):
             continue
-        kept = sum(own) + (1.0 if added else 0.0)
-        factors = [term.factor for term in others]
-        step = None if None in factors else max(map(abs, factors))
+        decay = 1.0 - sum(known) - (1.0 if added else 0.0)
+        factors = [x.factor for x in others if x.factor is not None]
+        if len(factors) < len(others):
+            return Update(decay, None, None)
         bounds = [of(found, term.tensor) for term in others]
         constant = None
-        if step is not None and all(x.known and x.low == x.high for x in bounds):
+        if all(x.known and x.low == x.high for x in bounds):
             constant = sum(x.low * y for x, y in zip(bounds, factors, strict=True))
-        return Update(1.0 - kept, step, constant)
+        return Update(decay, max(map(abs, factors)), constant)
     return None
 
 

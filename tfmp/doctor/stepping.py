@@ -7,7 +7,7 @@ Keras' own `train_step` the loss alone is traced, which is all that differs from
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -63,8 +63,8 @@ def stepping(model, loss, optimizers, outputs, inputs=None, labels=None) -> Step
     if has_own_step(model):
         if getattr(model, "_distribute_strategy", None) is not None:
             return None
+        run: Callable = functools.partial(_own, labeled=labels is not None)
         candidates: Iterator[Any] = _data(model, outputs, inputs, labels)
-        run = functools.partial(_own, labeled=labels is not None)
     else:
         if loss is None:
             return None
@@ -110,9 +110,7 @@ def _declared(model):
 
 
 def _symbols(specs):
-    return keras.tree.map_structure(
-        lambda x: tf.compat.v1.placeholder(x.dtype, x.shape), specs
-    )
+    return keras.tree.map_structure(lambda x: tf.compat.v1.placeholder(x.dtype, x.shape), specs)
 
 
 def _loss_alone(model, loss, optimizers, outputs, specs) -> Stepping:
@@ -162,8 +160,11 @@ def _own(model, loss, optimizers, outputs, specs, labeled=False) -> Stepping:
 @contextlib.contextmanager
 def _fresh_losses(model):
     """The losses and metrics of `compile` are not built, by symbols, within."""
-    before = {name: vars(model)[name] for name in ("_compile_loss", "_compile_metrics")
-              if name in vars(model)}
+    before = {
+        name: vars(model)[name]
+        for name in ("_compile_loss", "_compile_metrics")
+        if name in vars(model)
+    }
     compiled = before.get("_compile_loss")
     if compiled is not None:
         model.__dict__["_compile_loss"] = type(compiled)(

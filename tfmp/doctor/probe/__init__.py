@@ -12,6 +12,7 @@ import keras
 import tensorflow as tf
 
 from tfmp.doctor.probe.batch import Batch, draw, labels_for, tensors
+from tfmp.doctor.probe.choices import choices
 from tfmp.doctor.probe.faults import (
     added_faults,
     backward_faults,
@@ -93,6 +94,7 @@ def _judged(subject, run, drawn, reference, first) -> Probe:
     if same:  # what nothing behind a layer notices is no fault
         faults = [fault for fault in faults if fault.kind != "flush" or fault.layer in trained]
     faults += [] if faults else [fault for _, fault in parted]
+    faults += [fault for _, fault in choices(subject, first)]
     faults += [] if faults else added_faults(subject, first, reference)
     reach = spans(step)
     # A layer that computes in float32 from here on may have had wrong gradients, too.

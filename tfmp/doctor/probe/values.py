@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-Kind = Literal["raises", "overflow", "nan", "flush", "departure", "cancels"]
+Kind = Literal["raises", "overflow", "nan", "flush", "departure", "cancels", "chooses"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +16,8 @@ class Fault:
         direction: "forward", or "backward": in the gradients it passes on or those of its weights.
         kind: "raises": an error where float32 has none; "overflow": infinite where float32 is
             finite; "nan"; "flush": most of what differs is zero; "departure": it differs otherwise;
-            "cancels": what it takes is right but for rounding, and nothing of what it gives.
+            "cancels": what it takes is right but for rounding, and nothing of what it gives;
+            "chooses": another element is the largest or the smallest, `error` the share of these.
         dtype: The half dtype.
         operation: TensorFlow operation within which finite numbers became infinite or NaN first,
             such as "Sum"; None where that isn't so, or couldn't be seen.

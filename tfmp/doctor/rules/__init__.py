@@ -62,6 +62,7 @@ RULES: dict[str, Callable[[Subject], Iterable[Finding]]] = {
     "flush_to_zero": forward.flush_to_zero,
     "leaves_float32": forward.leaves_float32,
     "cancellation": forward.cancellation,
+    "other_choice": forward.other_choice,
     "fails_in_half": forward.fails_in_half,
     "backward_overflow": backward.backward_overflow,
     "backward_loss": backward.backward_loss,

@@ -165,6 +165,35 @@ def cancellation(subject: Subject) -> Iterator[Finding]:
         yield dataclasses.replace(found, float32=mends)
 
 
+def other_choice(subject: Subject) -> Iterator[Finding]:
+    """A layer chooses another code, expert or class among scores in half.
+
+    The largest or smallest of scores that are large and close together, such as squared distances
+    to the codes of a vector quantizer, is another one once they are rounded. What the layer gives
+    then looks right, and is the wrong code. The doctor compares what layers choose in both
+    precisions: it is a fault where a fifth of the choices are others, and rounding the inputs
+    explains less than a third of these.
+
+    Example:
+        def nearest(x):  # |x|^2 - 2 x e + |e|^2, of values around 8
+            codes = keras.ops.convert_to_tensor(np.linspace(8, 8.2, 8)[:, None], x.dtype)
+            distances = x * x - 2 * x @ codes.T + keras.ops.sum(codes**2, axis=-1)
+            return keras.ops.take(codes, keras.ops.argmin(distances, axis=-1), axis=0)
+
+    Mend:
+        Give the layer `dtype="float32"`, which `fix` does, or cast to float32 before the scores.
+
+    References:
+        Seen on Keras 3.15, with the VQ-VAE of https://keras.io/examples/generative/vq_vae/.
+    """
+    for fault in faults(subject, "forward", "chooses"):
+        text = (
+            f"{percent(fault.error)} of what it chooses as largest or smallest are others in "
+            f"{fault.dtype}; rounding its inputs explains {percent(fault.explained)}"
+        )
+        yield finding("other_choice", subject, fault, text)
+
+
 def fails_in_half(subject: Subject) -> Iterator[Finding]:
     """A layer raises an error in half and none in float32.
 

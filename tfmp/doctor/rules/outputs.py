@@ -178,7 +178,7 @@ def _severity(subject, number, name, walk, squashed, measured) -> Severity:
     if subject.loss is None:
         if squashed and subject.trace.losses:
             return "error" if any(map(_to_logarithm, walk)) else "info"
-        return "warning" if squashed else "info"
+        return "error" if squashed else "info"
     if step is None or number >= len(step.predicted):
         return "warning"
     predicted = step.predicted[number]

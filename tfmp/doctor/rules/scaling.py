@@ -38,7 +38,8 @@ def no_loss_scale(subject: Subject) -> Iterator[Finding]:
         Micikevicius et al. 2018, Mixed Precision Training, arXiv:1710.03740, section 3.2.
         https://github.com/keras-team/keras/issues/19244
     """
-    by_hand = subject.around is not None and hand.scales(subject)
+    around = subject.around
+    by_hand = bool(subject.step and around and hand.scales(subject.step, around.ranges))
     for name, optimizer in subject.optimizers:
         if scales(optimizer) or _unused(subject, name) or by_hand:
             continue

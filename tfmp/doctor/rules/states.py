@@ -119,8 +119,14 @@ def _carried(subject, operation):
         found = linear.update(subject.ranges, after, lambda x, before=before: x is before)
         # What is added up in a loop, of as many rounds as there are, a batch tells.
         if found and (found.decay > 1e-12 or (found.step or 1) < 1):
-            made = next((x for x in flow.sources(after, linear.IN_PLACE)
-                         if x.op.type not in linear.IN_PLACE), after)
+            made = next(
+                (
+                    x
+                    for x in flow.sources(after, linear.IN_PLACE)
+                    if x.op.type not in linear.IN_PLACE
+                ),
+                after,
+            )
             yield subject.path(made.op) or subject.path(operation), before.dtype.name, found
 
 

@@ -38,11 +38,12 @@ def half_gradients(subject: Subject) -> Iterator[Finding]:
     References:
         Micikevicius et al. 2018, Mixed Precision Training, arXiv:1710.03740, section 3.2.
     """
-    if subject.around is None:
+    step, around = subject.step, subject.around
+    if step is None or around is None:
         return
-    lifted = hand.scaled(subject)
-    for handed in subject.step.handed:
-        for way in hand.routes(subject, handed):
+    lifted = hand.scaled(step, around.ranges)
+    for handed in step.handed:
+        for way in hand.routes(step, around.ranges, handed):
             for cast, behind in way.casts:
                 before = None if behind is None or way.factor is None else way.factor / behind
                 divided = before is not None and abs(before) <= 1 / hand.LARGE
@@ -87,7 +88,7 @@ def half_labels(subject: Subject) -> Iterator[Finding]:
     References:
         IEEE 754-2019, binary16: 11 significant bits.
     """
-    if subject.around is None or not subject.labels:
+    if subject.step is None or not subject.labels:
         return
     for symbol, values in zip(subject.step.labels, subject.labels, strict=False):
         values = np.asarray(values)
