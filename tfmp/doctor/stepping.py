@@ -135,7 +135,7 @@ def _own(model, loss, optimizers, outputs, specs, labeled=False) -> Stepping:
     graph, recorder, tapes = func_graph.FuncGraph("doctor_step"), Recorder(), _Tapes()
     try:
         with contextlib.ExitStack() as stack:
-            stack.enter_context(_fresh_losses(model))
+            stack.enter_context(_as_it_was(model))
             for _, optimizer in optimizers:
                 stack.enter_context(tapes.instead_of(optimizer))
             stack.enter_context(graph.as_default())
@@ -158,24 +158,24 @@ def _own(model, loss, optimizers, outputs, specs, labeled=False) -> Stepping:
 
 
 @contextlib.contextmanager
-def _fresh_losses(model):
-    """The losses and metrics of `compile` are not built, by symbols, within."""
-    before = {
-        name: vars(model)[name]
-        for name in ("_compile_loss", "_compile_metrics")
-        if name in vars(model)
-    }
+def _as_it_was(model):
+    """Attributes that a step sets, symbols maybe, are put back.
+
+    So are the losses and metrics of `compile`, which would be built for the labels' stand-ins.
+    """
+    before = dict(vars(model))
     compiled = before.get("_compile_loss")
     if compiled is not None:
-        model.__dict__["_compile_loss"] = type(compiled)(
+        vars(model)["_compile_loss"] = type(compiled)(
             compiled._user_loss, compiled._user_loss_weights, output_names=compiled.output_names
         )
-    if "_compile_metrics" in before:
-        model.__dict__["_compile_metrics"] = None
+    vars(model)["_compile_metrics"] = None
     try:
         yield
     finally:
-        model.__dict__.update(before)
+        for name in vars(model).keys() - before.keys():
+            del vars(model)[name]
+        vars(model).update(before)
 
 
 class _Tapes:

@@ -62,16 +62,22 @@ class Subject:
 
     @functools.cached_property
     def around(self) -> "Subject | None":
-        """The same model with the operations of its `train_step` that no layer makes.
+        """The same model with the operations of its `train_step` that no layer, or tape, makes.
 
         None where it is Keras' own, or couldn't be traced.
         """
         if self.step is None or not self.step.own:
             return None
         full = self.step.trace
-        outside = [x for x in full.operations if id(x) not in full.owners]
+        inside = full.owners.keys() | self.step.backward
+        outside = [x for x in full.operations if id(x) not in inside]
         left = dataclasses.replace(full, operations=tuple(outside), calls=())
         return dataclasses.replace(self, trace=left, step=None)
+
+    @property
+    def everywhere(self) -> "list[Subject]":
+        """The model, and its own `train_step` if there is one: for rules of operations."""
+        return [self, *filter(None, [self.around])]
 
     def part(self, layer) -> Part | None:
         """The part that is this layer."""

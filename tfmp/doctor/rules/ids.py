@@ -41,8 +41,7 @@ def rounded_ids(subject: Subject) -> Iterator[Finding]:
         IEEE 754-2019, binary16: 11 significant bits.
     """
     worst: dict[str | None, tuple] = {}
-    looked = [subject, *filter(None, [subject.around])]
-    hazards = (x for seen in looked for x in _hazards(seen))
+    hazards = (x for looked in subject.everywhere for x in _hazards(looked))
     for operation, number, why, severity in hazards:
         name = subject.path(operation)
         former = worst.get(name)

@@ -43,7 +43,7 @@ def stalled_state(subject: Subject) -> Iterator[Finding]:
         Seen on Keras 3.15.
     """
     held: dict[tuple, list] = {}
-    for looked in filter(None, (subject, subject.around)):
+    for looked in subject.everywhere:
         for operation in looked.trace.operations:
             for layer, dtype, update in _updates(looked, operation):
                 severity, why = verdict(update, dtype)

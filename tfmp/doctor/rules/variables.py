@@ -158,14 +158,14 @@ def rounded_state(subject: Subject) -> Iterator[Finding]:
         https://github.com/tensorflow/addons/issues/2405
     """
     told = set()
-    for operation in subject.trace.operations:
-        written = subject.trace.variables.get(id(operation), ())
+    for looked, operation in ((x, y) for x in subject.everywhere for y in x.trace.operations):
+        written = looked.trace.variables.get(id(operation), ())
         if operation.type != "AssignVariableOp" or not written:
             continue
         variable, path = written[0], subject.path(operation)
         if variable.dtype != "float32" or (path, variable.path) in told:
             continue
-        if dtype := _read_in_half(subject, operation.inputs[1], variable):
+        if dtype := _read_in_half(looked, operation.inputs[1], variable):
             told.add((path, variable.path))
             yield Finding(
                 "rounded_state",
