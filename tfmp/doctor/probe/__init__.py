@@ -93,7 +93,7 @@ def _judged(subject, run, drawn, reference, first) -> Probe:
     step, faults, kept = _rounds(run, forward_faults, first, frozenset())
     if same:  # what nothing behind a layer notices is no fault
         faults = [fault for fault in faults if fault.kind != "flush" or fault.layer in trained]
-    faults += [] if faults else [fault for _, fault in parted]
+    faults += [] if faults or same else [fault for _, fault in parted]
     faults += [fault for _, fault in choices(subject, first)]
     faults += [] if faults else added_faults(subject, first, reference)
     reach = spans(step)

@@ -190,16 +190,14 @@ def _severity(subject, number, name, walk, squashed, measured) -> Severity:
 
 
 def _to_logarithm(tensor) -> bool:
-    """Whether numbers reach a logarithm as they are, or as one of a sum over the last axis."""
+    """Whether numbers reach a logarithm: as they are, summed over the last axis, or divided."""
     left, seen = [tensor], set()
     while left:
-        for operation, index in flow.uses(left.pop(), ON_PROBABILITIES):
+        for operation, _ in flow.uses(left.pop(), ON_PROBABILITIES):
             if operation.type in LOGARITHMS:
                 return True
             over_classes = operation.type == "Sum" and _over_last_axis(operation)
-            if (over_classes or (operation.type == "RealDiv" and index == 0)) and (
-                id(operation) not in seen
-            ):
+            if (over_classes or operation.type == "RealDiv") and id(operation) not in seen:
                 seen.add(id(operation))
                 left += operation.outputs
     return False
