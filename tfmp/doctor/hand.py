@@ -20,12 +20,18 @@ class Way:
     """How a gradient gets from a tape to an optimizer.
 
     Attributes:
-        factor: What it is multiplied by on its way; None: no constant.
-        casts: Casts to half on its way, each with the factor behind it, and before it.
+        factor: The constant that it is multiplied by on its way.
+        power: How often it is multiplied by what is no constant, less how often divided.
+        casts: Casts to half on its way, each with the factor and the power behind it.
     """
 
-    factor: float | None
-    casts: tuple[tuple[tf.Operation, float | None], ...]
+    factor: float
+    power: int
+    casts: tuple[tuple[tf.Operation, float, int], ...]
+
+    def divides(self, factor: float = 1.0, power: int = 0) -> bool:
+        """Whether it is divided by a scale before it comes to a factor and a power behind."""
+        return self.power < power or abs(self.factor / factor) <= 1 / LARGE
 
 
 def scales(step: Stepping, found) -> bool:
@@ -36,7 +42,7 @@ def scales(step: Stepping, found) -> bool:
         found: The ranges of its trace.
     """
     ways = [next(routes(step, found, x), None) for x in step.handed]
-    divided = [x is not None and (x.factor is None or abs(x.factor) <= 1 / LARGE) for x in ways]
+    divided = [x is not None and (x.divides() or x.power != 0) for x in ways]
     return scaled(step, found) and bool(divided) and all(divided)
 
 
@@ -85,32 +91,35 @@ def routes(step: Stepping, found, handed) -> Iterator[Way]:
         handed: A gradient that an optimizer got.
     """
     begins = {id(x) for x in step.gradients}
-    stack: list = [(handed, 1.0, ())]
+    stack: list[tuple] = [(handed, Way(1.0, 0, ()))]
     seen: set[int] = set()
     while stack:
-        tensor, factor, casts = stack.pop()
+        tensor, way = stack.pop()
         if id(tensor) in begins:
-            yield Way(factor, casts)
+            yield way
             continue
         operation = tensor.op
         if id(tensor) in seen or id(operation) in step.backward:
             continue
         seen.add(id(tensor))
         if operation.type in ("Mul", "RealDiv"):
-            for one, other in (operation.inputs, reversed(operation.inputs)):
-                by = _scalar(found, other)
-                divides = operation.type == "RealDiv"
-                known = (
-                    None if by is None or factor is None else factor * (1 / by if divides else by)
-                )
-                stack.append((one, known, casts))
-                if divides:
-                    break
+            a, b = operation.inputs
+            stack.append((a, _times(way, _scalar(found, b), operation.type == "RealDiv")))
+            if operation.type == "Mul":
+                stack.append((b, _times(way, _scalar(found, a), False)))
         elif operation.type in ON_GRADIENTS:
             to_half = operation.type == "Cast" and flow.is_half(tensor)
             if to_half and not flow.is_half(operation.inputs[0]):
-                casts = (*casts, (operation, factor))
-            stack += [(x, factor, casts) for x in operation.inputs if x.dtype.is_floating]
+                casts = (*way.casts, (operation, way.factor, way.power))
+                way = dataclasses.replace(way, casts=casts)
+            stack += [(x, way) for x in operation.inputs if x.dtype.is_floating]
+
+
+def _times(way, by, divides) -> Way:
+    """The way before a product or a fraction; `by` is None where it is no constant."""
+    if by is None:
+        return dataclasses.replace(way, power=way.power + (-1 if divides else 1))
+    return dataclasses.replace(way, factor=way.factor * (1 / by if divides else by))
 
 
 def _scalar(found, tensor) -> float | None:

@@ -37,9 +37,9 @@ class Stepped(keras.Model):
 class Accumulating(Stepped):
     """Adds up gradients that it has scaled itself."""
 
-    def __init__(self, accumulator, **kwargs):
+    def __init__(self, accumulator, factor, **kwargs):
         super().__init__(lambda y, p: 1e-8 * ops.mean(ops.cast(p, "float32") - y), **kwargs)
-        self.accumulator = accumulator
+        self.accumulator, self.factor = accumulator, factor
 
     def train_step(self, data):
         x, y = data
@@ -48,8 +48,8 @@ class Accumulating(Stepped):
         for part in range(2):
             with tf.GradientTape() as tape:
                 loss = self.compute(y[part::2], self(x[part::2]))
-                scaled = loss * 4096.0
-            gradients = [g / 4096.0 for g in tape.gradient(scaled, weights)]
+                scaled = loss * self.factor
+            gradients = [g / self.factor for g in tape.gradient(scaled, weights)]
             total = [t + tf.cast(g, t.dtype) for t, g in zip(total, gradients, strict=True)]
         self.optimizer.apply([tf.cast(t, "float32") / 2 for t in total], weights)
         return {"loss": loss}
@@ -61,8 +61,8 @@ def stepped(*args, optimizer=None, **kwargs):
     return tfmp.compile(model, optimizer or keras.optimizers.SGD(0.1), run_eagerly=True)
 
 
-def accumulated(dtype):
-    model = Accumulating(dtype)
+def accumulated(dtype, factor=4096.0):
+    model = Accumulating(dtype, factor)
     model(np.ones((1, 1), "float32"))
     model.compile(keras.optimizers.SGD(1e6), auto_scale_loss=False, run_eagerly=True)
     return model
@@ -139,6 +139,14 @@ BAD = {
         lambda: accumulated("float32"),
         "error",
     ),
+    "gradients_in_half_by_a_variable": Bad(
+        lambda: accumulated("float16", tf.Variable(4096.0)),
+        "half_gradients",
+        None,
+        kernel_stands_still,
+        lambda: accumulated("float32", tf.Variable(4096.0)),
+        "error",
+    ),
     "classes_cast_to_half": Bad(
         classes(True), "rounded_ids", None, learns_another_class, classes(False), "error"
     ),
@@ -163,6 +171,7 @@ BAD = {
 
 CLEAN = {
     "gradients_scaled_by_hand": lambda: accumulated("float32"),
+    "gradients_scaled_by_a_variable": lambda: accumulated("float32", tf.Variable(4096.0)),
     "classes": classes(False),
     "regression_cast_to_float32": squared(False),
     "probabilities_to_sums": lambda: stepped(dice, activation="sigmoid"),

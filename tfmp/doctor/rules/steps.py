@@ -44,9 +44,8 @@ def half_gradients(subject: Subject) -> Iterator[Finding]:
     lifted = hand.scaled(step, around.ranges)
     for handed in step.handed:
         for way in hand.routes(step, around.ranges, handed):
-            for cast, behind in way.casts:
-                before = None if behind is None or way.factor is None else way.factor / behind
-                divided = before is not None and abs(before) <= 1 / hand.LARGE
+            for cast, factor, power in way.casts:
+                divided = way.divides(factor, power)
                 if cast.outputs[0].dtype == tf.float16 and (divided or not lifted):
                     yield Finding(
                         "half_gradients",
@@ -56,7 +55,7 @@ def half_gradients(subject: Subject) -> Iterator[Finding]:
                         + ("once they are divided by the loss scale" if lifted else "unscaled")
                         + ": those below 6e-8 become zero. Keep them in float32 up to the "
                         "optimizer.",
-                        {"divided_by": 1 / abs(before) if before else None},
+                        {"scaled": lifted},
                     )
                     return
 
