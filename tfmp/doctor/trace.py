@@ -16,6 +16,7 @@ from keras.src.ops.operation import Operation  # the public one is another class
 from tensorflow.python.framework import func_graph  # no public way to ask whose a tensor is
 
 from tfmp.doctor.calling import Attempt, attempt, is_graph, roots, specs_of
+from tfmp.policies.choice import HALF
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -215,4 +216,19 @@ def _read(operations, model) -> dict[int, tuple[keras.Variable, ...]]:
             read += [by_handle[id(tensor)]] if id(tensor) in by_handle else []
         if read:
             found[id(operation)] = tuple(read)
+    return found
+
+
+def half_inside(trace: Trace) -> dict[int, str]:
+    """The half dtype that layers have operations in, whatever their own, by the layers' ids.
+
+    Args:
+        trace: The trace of their model.
+    """
+    found: dict[int, str] = {}
+    for call in trace.calls:
+        made = [x.dtype.name for operation in call.operations for x in operation.outputs]
+        half = next((dtype for dtype in made if dtype in HALF), None)
+        if half:
+            found[id(call.called)] = half
     return found

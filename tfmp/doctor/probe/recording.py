@@ -15,7 +15,7 @@ from keras.src.ops.operation import Operation
 
 from tfmp.doctor.probe.patching import as_graph, patched
 from tfmp.doctor.subject import Subject
-from tfmp.doctor.trace import is_graph
+from tfmp.doctor.trace import half_inside, is_graph
 from tfmp.layer_paths import is_closed
 from tfmp.policies.choice import HALF
 
@@ -123,7 +123,7 @@ class Recorder:
         self.failed: Call | None = None
         self._root = subject.model
         self._paths = {id(part.layer): part.path for part in subject.parts}
-        self._inside = _half_inside(subject)
+        self._inside = half_inside(subject.trace)
         self._kept = kept
         self._full = full
         self._stack: list[Call] = []
@@ -215,17 +215,6 @@ def half_of(call: Call) -> str | None:
     own = [layer.compute_dtype] if isinstance(layer, keras.Layer) else []
     seen = [x.dtype.name for x in [*call.inputs(), *call.results()]]
     return next((dtype for dtype in [*own, *seen] if dtype in HALF), call.inside)
-
-
-def _half_inside(subject) -> dict[int, str]:
-    """The half dtype that layers compute in by their trace, by the layers' ids."""
-    found: dict[int, str] = {}
-    for call in subject.trace.calls:
-        made = [x.dtype.name for operation in call.operations for x in operation.outputs]
-        half = next((dtype for dtype in made if dtype in HALF), None)
-        if half:
-            found[id(call.called)] = half
-    return found
 
 
 @contextlib.contextmanager
