@@ -210,3 +210,23 @@ def test_fix_refuses_findings_of_another_model():
         doctor.fix(nested(), [other])
     with pytest.raises(errors.UserError, match="Expected a Keras model"):
         doctor.diagnose(layers.Dense(1))
+
+
+def test_class_ids_that_are_half_already():
+    """float16 has no odd integer above 2048: the model learns the class beside."""
+
+    def learned(dtype):
+        inputs = keras.Input((1,))
+        model = keras.Model(inputs, keras.layers.Dense(3000, name="last")(inputs))
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(keras.optimizers.SGD(0.1), loss, run_eagerly=True)
+        x, y = np.zeros((1, 1)), np.array([2501], dtype)
+        model.fit(x, y, verbose=0)
+        rules = {(f.rule, f.severity) for f in doctor.diagnose(model, x, y)}
+        return int(np.argmax(model.get_layer("last").bias.numpy())), rules
+
+    found = "half_labels", "error"
+    chosen, rules = learned("float16")
+    assert chosen == 2500 and found in rules
+    chosen, rules = learned("int32")
+    assert chosen == 2501 and found not in rules

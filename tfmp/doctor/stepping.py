@@ -30,6 +30,8 @@ class Stepping:
         targets: What tapes took gradients of.
         gradients: What tapes gave.
         handed: What optimizers got.
+        applied: What was differentiated for each optimizer that got gradients, by its name.
+        scaled: Names of the optimizers whose `scale_loss` was called.
         backward: The operations that tapes made, by their ids.
     """
 
@@ -40,6 +42,8 @@ class Stepping:
     targets: tuple[tf.Tensor, ...] = ()
     gradients: tuple[tf.Tensor, ...] = ()
     handed: tuple[tf.Tensor, ...] = ()
+    applied: dict[str, tuple[tf.Tensor, ...]] = dataclasses.field(default_factory=dict)
+    scaled: frozenset[str] = frozenset()
     backward: frozenset[int] = frozenset()
 
 
@@ -136,8 +140,8 @@ def _own(model, loss, optimizers, outputs, specs, labeled=False) -> Stepping:
     try:
         with contextlib.ExitStack() as stack:
             stack.enter_context(_as_it_was(model))
-            for _, optimizer in optimizers:
-                stack.enter_context(tapes.instead_of(optimizer))
+            for name, optimizer in optimizers:
+                stack.enter_context(tapes.instead_of(name, optimizer))
             stack.enter_context(graph.as_default())
             data = _symbols(specs)
             stack.enter_context(tapes.watching())
@@ -153,6 +157,8 @@ def _own(model, loss, optimizers, outputs, specs, labeled=False) -> Stepping:
         targets=tuple(tapes.targets),
         gradients=tuple(tapes.gradients),
         handed=tuple(tapes.handed),
+        applied=tapes.applied,
+        scaled=frozenset(tapes.scaled),
         backward=frozenset(tapes.backward),
     )
 
@@ -185,6 +191,9 @@ class _Tapes:
         self.targets: list[tf.Tensor] = []
         self.gradients: list[tf.Tensor] = []
         self.handed: list[tf.Tensor] = []
+        self.applied: dict[str, tuple[tf.Tensor, ...]] = {}
+        self.scaled: set[str] = set()
+        self._calls: list[tuple[tf.Tensor, set[int]]] = []
         self.backward: set[int] = set()
 
     @contextlib.contextmanager
@@ -199,6 +208,7 @@ class _Tapes:
             self.backward |= {id(x) for x in graph.get_operations()[start:]}
             self.targets += _tensors(target)
             self.gradients += _tensors(found)
+            self._calls += [(x, {id(g) for g in _tensors(found)}) for x in _tensors(target)]
             return found
 
         tf.GradientTape.gradient = gradient
@@ -208,18 +218,27 @@ class _Tapes:
             tf.GradientTape.gradient = original
 
     @contextlib.contextmanager
-    def instead_of(self, optimizer):
+    def instead_of(self, name, optimizer):
         """An optimizer applies nothing within, and its loss scale is a constant."""
 
         def apply(grads, trainable_variables=None):
-            self.handed += _tensors(list(grads))
+            handed = _tensors(list(grads))
+            ids = {id(x) for x in handed}
+            own = [target for target, found in self._calls if ids & found]
+            # What went through more on its way may be of any.
+            self.applied[name] = self.applied.get(name, ()) + tuple(own or self.targets)
+            self.handed += handed
 
         def apply_gradients(grads_and_vars):
-            self.handed += _tensors([gradient for gradient, _ in grads_and_vars])
+            apply([gradient for gradient, _ in grads_and_vars])
+
+        def scale_loss(loss):
+            self.scaled.add(name)
+            return loss * tf.cast(2.0**15, loss.dtype)
 
         own = {"apply": apply, "apply_gradients": apply_gradients}
         if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-            own["scale_loss"] = lambda loss: loss * tf.cast(2.0**15, loss.dtype)
+            own["scale_loss"] = scale_loss
             own["dynamic_scale"] = keras.Variable(2.0**15, trainable=False, dtype="float32")
         before = {name: vars(optimizer)[name] for name in own if name in vars(optimizer)}
         optimizer.__dict__.update(own)

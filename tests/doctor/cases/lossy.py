@@ -4,6 +4,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
+import tfmp
 from cases import Bad
 from cases.constants import HALF, clean, float32_head, float32_inside, model_of
 
@@ -89,6 +90,19 @@ def regularized():
     return of_keras(dense, (8,))
 
 
+class MeanAbsolute(layers.Layer):
+    def call(self, x):
+        self.add_loss(ops.mean(ops.abs(x)))
+        return x
+
+
+def trained_by_an_added_loss():
+    """A mean in half, and no loss in float32 that it would have to be added to."""
+    model = of_keras(MeanAbsolute(dtype=HALF), first=layers.Dense(8, dtype=HALF))
+    model.compile(tfmp.LossScaleOptimizer(keras.optimizers.SGD()), auto_scale_loss=False)
+    return model
+
+
 def dot(dtype):
     """https://github.com/keras-team/keras/pull/23565: cosine similarity."""
     a, b = keras.Input((64,)), keras.Input((64,))
@@ -144,5 +158,6 @@ CLEAN = {
     "group_norm": lambda: of_keras(layers.GroupNormalization(8, dtype=HALF), (8, 8, 64)),
     "softmax": lambda: of_keras(layers.Softmax(dtype=HALF)),
     "gelu": lambda: of_keras(layers.Dense(8, activation="gelu", dtype=HALF)),
+    "added_loss_alone": trained_by_an_added_loss,
     "lstm": lambda: of_keras(layers.LSTM(8, dtype=HALF), (5, 4)),
 }

@@ -83,13 +83,20 @@ class Scaled(Unscaled):
 
 
 class Clipped(Unscaled):
+    clips = True
+
     def train_step(self, data):
         with tf.GradientTape() as tape:
             loss = self.optimizer.scale_loss(ops.mean(self(data[0])))
         gradients = tape.gradient(loss, self.trainable_variables)
-        gradients = [tf.clip_by_norm(g, 1.0) for g in gradients]
+        if self.clips:
+            gradients = [tf.clip_by_norm(g, 1.0) for g in gradients]
         self.optimizer.apply(gradients, self.trainable_variables)
         return {"loss": loss}
+
+
+class NotClipped(Clipped):
+    clips = False
 
 
 class WeightsClipped(Scaled):
@@ -158,6 +165,41 @@ class Gan(keras.Model):
 
     def get_layer(self, name):
         return self.generator.get_layer(name)
+
+
+class HalfScaled(Gan):
+    """The generator's optimizer scales its loss; the discriminator's has a scale, and doesn't."""
+
+    scaled = ("g_optimizer",)
+
+    def train_step(self, data):
+        x = tf.ones((8, 1))
+        for name in ("g_optimizer", "d_optimizer"):
+            model = self.generator if name == "g_optimizer" else self.discriminator
+            optimizer = getattr(self, name)
+            with tf.GradientTape() as tape:
+                loss = ops.mean(tiny_loss(None, model(x)))
+                scaled = optimizer.scale_loss(loss) if name in self.scaled else loss
+            weights = model.trainable_variables
+            optimizer.apply(tape.gradient(scaled, weights), weights)
+        return {"loss": loss}
+
+
+class BothScaled(HalfScaled):
+    scaled = ("g_optimizer", "d_optimizer")
+
+
+def two_scales(kind):
+    model = kind(*(tfmp.LossScaleOptimizer(sgd()) for _ in range(2)))
+    model.compile()
+    return model
+
+
+def discriminator_stands_still(model):
+    first = model.discriminator.get_layer("first")
+    before = first.get_weights()[0]
+    model.fit(np.ones((8, 1), "float32"), verbose=0)
+    return (first.get_weights()[0] == before).all()
 
 
 def gan(wrap):
@@ -256,6 +298,15 @@ BAD = {
         lambda: stepped(Scaled),
         "error",
     ),
+    "one_of_two_losses_unscaled": Bad(
+        lambda: two_scales(HalfScaled),
+        "unscaled_loss",
+        None,
+        discriminator_stands_still,
+        lambda: two_scales(BothScaled),
+        "error",
+        batch=(np.ones((8, 1), "float32"),),
+    ),
     "clipped_while_scaled": Bad(
         lambda: stepped(Clipped),
         "clipped_before_unscaling",
@@ -283,6 +334,7 @@ CLEAN = {
     "weights_clipped": lambda: stepped(WeightsClipped),
     "keras_own_step_within": lambda: stepped(Logged),
     "clipped_by_the_inner_optimizer": lambda: stepped(Scaled, keras.optimizers.Adam(clipnorm=1.0)),
+    "clipped_in_a_branch_that_is_not_taken": lambda: stepped(NotClipped),
     "gan_with_scales": lambda: gan(tfmp.LossScaleOptimizer),
     "gan_as_in_keras_examples": gan_compiled_by_keras,
     "not_compiled": mixed,

@@ -145,17 +145,21 @@ def half_added_loss(subject: Subject) -> Iterator[Finding]:
     References:
         Seen on Keras 3.15.
     """
-    for layer, tensor in subject.trace.losses:
+    added = subject.trace.losses
+    for layer, tensor in added:
         part = subject.part(layer)
         if flow.is_half(tensor):
             name = part.path if part else None
+            # Alone it is summed in half, which holds what stays small; `probe` sees if it doesn't.
+            alone = subject.model.compiled and subject.loss is None
+            alone = alone and all(flow.is_half(x) for _, x in added)
             yield Finding(
                 "half_added_loss",
-                "error",
+                "info" if alone else "error",
                 name,
                 f"Adds a loss in {tensor.dtype.name}, which overflows as a sum of many values and "
-                "can't be added to the model's float32 loss. Cast before the sum, or give the "
-                'layer dtype="float32".',
+                "can't be added to a float32 loss. Cast before the sum, or give the layer "
+                'dtype="float32".',
                 {"dtype": tensor.dtype.name},
                 subject.float32(name),
             )

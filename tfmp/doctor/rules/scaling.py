@@ -1,5 +1,6 @@
 """Loss scales: where one is missing, or does not reach the gradients."""
 
+import dataclasses
 import re
 from collections.abc import Iterator
 
@@ -94,17 +95,17 @@ def unscaled_loss(subject: Subject) -> Iterator[Finding]:
         https://github.com/keras-team/keras/issues/19479
         https://github.com/keras-team/keras/issues/20894
     """
-    scaling = [name for name, x in subject.optimizers if scales(x)]
-    step = source.step(subject.model)
-    if scaling and step and step.unscaled and _are_scaled(subject, step.unscaled):
+    names = _unscaled(subject)
+    if names:
         yield Finding(
             "unscaled_loss",
             "error",
             None,
-            f"{step.where} applies gradients by an optimizer that divides them by its loss scale, "
-            "and never calls scale_loss: updates come out too small by that factor. Call "
-            "optimizer.scale_loss(loss) inside of the tape, and take its gradients.",
-            {"optimizers": scaling, "scale": scale_of(dict(subject.optimizers)[scaling[0]])},
+            f"The train_step applies gradients by an optimizer ({', '.join(names)}) that divides "
+            "them by its loss scale, and never calls its scale_loss: updates come out too small by "
+            "that factor. Call optimizer.scale_loss(loss) inside of the tape, and take its "
+            "gradients.",
+            {"optimizers": names, "scale": scale_of(dict(subject.optimizers)[names[0]])},
         )
 
 
@@ -148,7 +149,7 @@ def clipped_before_unscaling(subject: Subject) -> Iterator[Finding]:
             )
     step = source.step(subject.model)
     scaling = [name for name, x in subject.optimizers if scales(x)]
-    if step and step.clips_scaled and scaling:
+    if step and step.clips_scaled and scaling and not _straight(subject.step):
         yield Finding(
             "clipped_before_unscaling",
             "error",
@@ -208,6 +209,28 @@ def _unused(subject, name) -> bool:
         return False
     held = {f"self.{name}" for name, _ in subject.optimizers}
     return set(step.applies) <= held and f"self.{name}" not in step.applies
+
+
+def _unscaled(subject) -> list[str]:
+    """Optimizers with a loss scale that get gradients of a loss without it."""
+    scaling = [name for name, x in subject.optimizers if scales(x)]
+    traced = subject.step
+    if traced and traced.own and traced.applied:
+        ranges = subject.around.ranges
+        return [
+            name
+            for name in scaling
+            if name in traced.applied.keys() - traced.scaled
+            and not hand.scaled(dataclasses.replace(traced, targets=traced.applied[name]), ranges)
+        ]
+    step = source.step(subject.model)
+    return scaling if step and step.unscaled and _are_scaled(subject, step.unscaled) else []
+
+
+def _straight(step) -> bool:
+    """Whether a traced step hands all gradients on as tapes gave them."""
+    begins = {id(x) for x in step.gradients} if step else set()
+    return bool(begins) and all(id(x) in begins for x in step.handed)
 
 
 def _are_scaled(subject, written) -> bool:

@@ -61,7 +61,7 @@ def half_gradients(subject: Subject) -> Iterator[Finding]:
 
 
 def half_labels(subject: Subject) -> Iterator[Finding]:
-    """Labels that a `train_step` casts to half are other labels.
+    """Labels that are half, or that a `train_step` casts to half, are other labels.
 
     A loss takes labels in the dtype of predictions, and casting them to that of a half output is
     soon written. Classes above 2048 become even ones, counts and prices keep three digits, times
@@ -87,7 +87,10 @@ def half_labels(subject: Subject) -> Iterator[Finding]:
     References:
         IEEE 754-2019, binary16: 11 significant bits.
     """
-    if subject.step is None or not subject.labels:
+    if not subject.labels:
+        return
+    yield from _half_classes(subject)
+    if subject.step is None:
         return
     for symbol, values in zip(subject.step.labels, subject.labels, strict=False):
         values = np.asarray(values)
@@ -106,6 +109,28 @@ def half_labels(subject: Subject) -> Iterator[Finding]:
                     {"largest": float(np.abs(values).max()), "changed_by": by},
                 )
                 break
+
+
+def _half_classes(subject: Subject) -> Iterator[Finding]:
+    """Class ids that are half already, where the model has more classes than half has integers."""
+    for values, output in zip(subject.labels or (), subject.trace.outputs, strict=False):
+        dtype = tf.as_dtype(np.asarray(values).dtype)
+        shape = tuple(output.shape)
+        if dtype.size != 2 or not dtype.is_floating or len(shape) < 2:
+            continue
+        exact, most = np.asarray(values).astype("float64"), flow.integers(dtype)
+        places = (*shape[1:-1], 1)
+        ids = (*exact.shape[1:], 1) in (places, (*places, 1)) and not (exact % 1).any()
+        if ids and (shape[-1] or 0) > most and exact.max(initial=0) >= most:
+            yield Finding(
+                "half_labels",
+                "error",
+                None,
+                f"The class ids are {dtype.name}, which hasn't every integer above {most}, and "
+                f"the model has {shape[-1]} classes: many ids are others by now. Keep ids in an "
+                "integer type.",
+                {"largest": float(exact.max()), "classes": shape[-1]},
+            )
 
 
 def _rounded_to(symbol) -> list[tf.DType]:
