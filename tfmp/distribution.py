@@ -12,28 +12,42 @@ import keras
 import tensorflow as tf
 from tensorflow.python.distribute import distribute_lib  # no public way out of a scope
 
+from tfmp import workers
 from tfmp.errors import UserError
 
-STRATEGIES = ("auto", "none", "mirrored")
+STRATEGIES = ("auto", "none", "mirrored", "multi_worker")
 
 _index = contextvars.ContextVar("replica_index", default=None)
 
 
-def resolve(name: str) -> tf.distribute.Strategy:
+def resolve(name: str, start_timeout: float = 300.0) -> tf.distribute.Strategy:
     """The strategy of a name.
 
     Args:
-        name: "none"; "mirrored", over all GPUs, or without one over all logical CPUs; or "auto":
-            mirrored where there are several GPUs.
+        name: "none"; "mirrored", over all GPUs, or without one over all logical CPUs;
+            "multi_worker", over the GPUs of all workers that TF_CONFIG or Slurm's variables name,
+            or their CPUs; or "auto": multi_worker where they name several workers, mirrored where
+            there are several GPUs.
+        start_timeout: Seconds to wait for other workers.
 
     Returns:
         A `tf.distribute.Strategy`; for none, TensorFlow's default one, whose scope does nothing.
 
     Raises:
-        UserError: The name is unknown, or the GPUs are of different kinds.
+        UserError: The name is unknown, the GPUs are of different kinds, no workers are named, or
+            they can't be joined.
     """
     if name not in STRATEGIES:
         raise UserError(f"Expected a strategy out of {', '.join(STRATEGIES)}. Received: {name!r}.")
+    found = workers.in_environment() if name in ("auto", "multi_worker") else None
+    if name == "multi_worker" and not found:
+        raise UserError(
+            "--strategy=multi_worker expects TF_CONFIG, or the variables of a Slurm step, to name "
+            "the workers. Received neither. On one machine: `python -m tfmp launch -n 2 -- "
+            "python -m tfmp.recipes.resnet`."
+        )
+    if found and (name == "multi_worker" or found.count > 1):
+        return workers.connect(found, start_timeout)
     gpus = tf.config.list_logical_devices("GPU")
     if name == "none" or (name == "auto" and len(gpus) < 2):
         return tf.distribute.get_strategy()
@@ -54,6 +68,18 @@ def _check_same_kind(names: list[str]) -> None:
             f"Received: {', '.join(names)}. Choose equal ones by CUDA_VISIBLE_DEVICES, or "
             "--strategy=none for the first alone."
         )
+
+
+def worker(strategy: tf.distribute.Strategy) -> workers.Worker:
+    """This process among those of a strategy."""
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return workers.ALONE
+    return workers.in_environment() or workers.ALONE
+
+
+def first_replica(strategy: tf.distribute.Strategy) -> int:
+    """Position of this process' first replica among those of all workers."""
+    return getattr(strategy.extended, "_id_in_cluster", 0) * len(devices(strategy))
 
 
 def check_batch_size(batch_size: int, replicas: int, parts: int = 1) -> None:
@@ -118,7 +144,7 @@ def on_replica(strategy, index, variables, optimizers=()):
     plain = [copies(strategy, v)[index] for v in variables]
     mirrored = [v._value for v in variables]
     strategies = [optimizer._distribution_strategy for optimizer in optimizers]
-    token = _index.set(index)
+    token = _index.set(first_replica(strategy) + index)
     distribute_lib._push_per_thread_mode(distribute_lib._get_default_replica_mode())
     try:
         for variable, value in zip(variables, plain, strict=True):
@@ -136,7 +162,7 @@ def on_replica(strategy, index, variables, optimizers=()):
 
 
 def replica_index() -> int:
-    """Position of the replica whose code is being traced or run; 0 without a strategy."""
+    """Position, of all replicas, of the one whose code is traced or run; 0 without a strategy."""
     index = _index.get()
     if index is not None:
         return index

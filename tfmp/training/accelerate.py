@@ -26,8 +26,8 @@ from tfmp.training.replica import ReplicaSteps
 def accelerate(model, *, jit_compile=True, fused_layers=None, microbatches=1, remat=False):
     """Makes `model.fit` run each replica's step as XLA programs, and skip bad steps whole.
 
-    Works without a strategy and under OneDeviceStrategy and MirroredStrategy, with all that Keras'
-    `fit` takes. What it adds to Keras:
+    Works without a strategy and under OneDeviceStrategy, MirroredStrategy and
+    MultiWorkerMirroredStrategy, with all that Keras' `fit` takes. What it adds to Keras:
 
     - XLA under a strategy of several replicas.
     - With a `tfmp.LossScaleOptimizer` a step that overflows on any replica leaves weights, slots,
@@ -117,7 +117,7 @@ class _Engine:
         """Keras' hook: sets and returns the model's `test_function`."""
         if self.model.test_function is None or force:
             self._check()
-            functions = [self.steps.evaluation(i) for i in range(self.steps.replicas)]
+            functions = [self.steps.evaluation(i) for i in range(self.steps.local_replicas)]
             step = self._on_each_replica([self._compiled(f) for f in functions])
             self.model.test_function = self._of_iterator(step)
         return self.model.test_function
@@ -257,7 +257,7 @@ class _Engine:
         steps = self.steps
         if steps.replicas == steps.microbatches == 1:
             return self._on_each_replica([self._compiled(steps.whole)])
-        indices = range(steps.replicas)
+        indices = range(steps.local_replicas)
         native = not uses_xla(self.model)
         forward = [steps.forward_backward(index, native) for index in indices]
         commit = [steps.commit(index) for index in indices]
@@ -299,6 +299,7 @@ class _Engine:
         """
         strategy = self.model.distribute_strategy
         devices = distribution.devices(strategy)
+        first = distribution.first_replica(strategy)
 
         def alone(data):
             with tf.device(devices[0]) if devices[0] else contextlib.nullcontext():
@@ -306,7 +307,7 @@ class _Engine:
 
         def together(data):
             def on_replica(data):
-                return functions[distribution.replica_index()](data)
+                return functions[distribution.replica_index() - first](data)
 
             def joined(x):
                 values = strategy.experimental_local_results(x)
@@ -314,7 +315,7 @@ class _Engine:
 
             return keras.tree.map_structure(joined, strategy.run(on_replica, args=(data,)))
 
-        return alone if len(devices) == 1 else together
+        return alone if self.steps.replicas == 1 else together
 
 
 def _is_built(model):

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+import os
 import pathlib
 import re
 import sys
@@ -10,7 +11,7 @@ import sys
 import keras
 import tensorflow as tf
 
-from tfmp import compile_cache, files, hardware
+from tfmp import compile_cache, distribution, files, hardware, workers
 from tfmp.data import DataError, steps_per_epoch, to_device
 from tfmp.errors import OutOfMemoryError, TfmpError, UserError
 from tfmp.training import callbacks, loading
@@ -69,6 +70,7 @@ def fit(learner, data, config, workdir, *, resume_hint="", extra_callbacks=(), p
         UserError: The batch is larger than the training set, the folder can't be written, or
             early stopping has no validation examples.
         NonFiniteError: Loss or weights became non-finite for good.
+        PeerError: Another worker was lost.
         StoppedError: A signal asked to stop; the state is saved.
         OutOfMemoryError: The step doesn't fit into the device's memory.
     """
@@ -80,28 +82,32 @@ def fit(learner, data, config, workdir, *, resume_hint="", extra_callbacks=(), p
         raise UserError(
             "--early_stopping needs validation examples: --validation_fraction above 0."
         )
-    describe(learner, config, workdir)
+    worker = distribution.worker(learner.distribute_strategy)
+    if worker.is_chief:
+        describe(learner, config, workdir)
     checkpoints = Checkpoints(workdir / "checkpoints", learner)
     metrics = checkpoints.restore()
     stopwatch = Stopwatch(
         float(checkpoints.seconds.numpy()), float(checkpoints.joules.numpy()), power
     )
     log = workdir / "metrics.csv"
-    files.keep_epochs(log, int(learner.step) // epoch_steps)
+    if worker.is_chief:
+        files.keep_epochs(log, int(learner.step) // epoch_steps)
+    _compare(worker, learner, data, checkpoints)
     guard = callbacks.NonFiniteGuard(epoch_steps, checkpoints)
     saver = callbacks.Checkpointer(
         checkpoints, guard, stopwatch, config.save_every_steps, resume_hint
     )
-    logger = keras.callbacks.CSVLogger(log, append=True)
+    logger = keras.callbacks.CSVLogger(log if worker.is_chief else os.devnull, append=True)
     # Logs are completed before they are written, and written before the epoch counts as done.
     every = [callbacks.StepLogs(), stopwatch, guard, logger]
-    every += _optional(config, learner, workdir, log)
-    every += [*extra_callbacks, saver]
+    every += _optional(config, learner, workdir, log, worker)
+    every += [*(extra_callbacks if worker.is_chief else ()), saver]
     learner.stop_training = callbacks.has_stopped_early(
         config.early_stopping, log, learner.monitor, learner.monitor_mode
     )
     try:
-        with naming_errors(config, learner.model):
+        with naming_errors(config, learner.model, worker):
             _train(learner, data, config, epoch_steps, checkpoints, metrics, every)
     finally:
         logger.on_train_end()
@@ -139,6 +145,28 @@ def describe(learner, config, workdir):
         raise UserError(f"Can't use --workdir={workdir}: {error}.") from None
 
 
+def _compare(worker, learner, data, checkpoints):
+    """Holds the workers to the same data, step and weights, such as of one checkpoint."""
+    workers.agree(
+        worker,
+        "state",
+        {
+            "the data": f"{data.name} {data.sizes}",
+            "the step": int(learner.step),
+            "the checksum of weights and optimizer": checkpoints.checksum(),
+        },
+        "All have to read the same data, and the chief's checkpoints: --workdir has to be one "
+        "folder, on a file system that all workers share.",
+    )
+
+
+def _verbosity(learner):
+    """What Keras calls `verbose`; of several workers only the chief shows the progress."""
+    if not distribution.worker(learner.distribute_strategy).is_chief:
+        return 0
+    return 1 if sys.stdout.isatty() else 2
+
+
 def _known(value):
     return None if math.isnan(value) else value
 
@@ -167,7 +195,7 @@ def _train(learner, data, config, epoch_steps, checkpoints, metrics, every):
             validation_data=validation,
             callbacks=callbacks.Callbacks(
                 [_RestoreMetrics(checkpoints, metrics), *every] if done else every,
-                verbose=1 if sys.stdout.isatty() else 2,
+                verbose=_verbosity(learner),
                 epochs=epochs,
                 steps=epoch_steps - done,
                 model=learner,
@@ -182,20 +210,23 @@ def _train(learner, data, config, epoch_steps, checkpoints, metrics, every):
 
 
 @contextlib.contextmanager
-def naming_errors(config, model):
+def naming_errors(config, model, worker=workers.ALONE):
     """Turns TensorFlow's errors that a user can mend into errors that say how.
 
     Args:
         config: The run's `TrainingConfig`.
         model: The model that runs inside.
+        worker: This process, a `tfmp.workers.Worker`.
 
     Raises:
+        PeerError: Another worker was lost.
         OutOfMemoryError: The device's memory ran out.
         DataError: An image could not be decoded.
         TfmpError: The compile cache failed.
     """
     try:
-        yield
+        with workers.naming_lost_peers(worker):
+            yield
     except tf.errors.OpError as error:
         if explanation := compile_cache.explain(error.message):
             raise TfmpError(explanation) from error
@@ -221,14 +252,14 @@ class _RestoreMetrics(keras.callbacks.Callback):
         self._checkpoints.set_metrics(self._values)
 
 
-def _optional(config, learner, workdir, log):
+def _optional(config, learner, workdir, log, worker):
     if config.ema:
         yield keras.callbacks.SwapEMAWeights()
     if config.early_stopping:
         yield callbacks.EarlyStopping(
             config.early_stopping, log, learner.monitor, learner.monitor_mode
         )
-    if config.tensorboard:
+    if config.tensorboard and worker.is_chief:
         yield keras.callbacks.TensorBoard(workdir / "tensorboard", update_freq="epoch")
 
 

@@ -1,6 +1,6 @@
 """A recipe's run from its flags to its files, whatever it trains."""
 
-from tfmp import distribution, models, policies
+from tfmp import distribution, models, policies, workers
 from tfmp.data import steps_per_epoch
 from tfmp.training import learner, loop, optimizers, results, session
 
@@ -77,7 +77,7 @@ def run(config, prepared, began, callbacks=()):
         callbacks: Keras callbacks of the recipe's own.
 
     Returns:
-        The dict in `results.json`.
+        The dict in `results.json`; of several workers, on all but the chief, an empty one.
     """
     started, data, learned, epoch_steps = prepared
     results.announce(started, config, data, learned, epoch_steps)
@@ -92,4 +92,6 @@ def run(config, prepared, began, callbacks=()):
             extra_callbacks=callbacks,
             power=power,
         )
-    return results.finish(started, config, data, learned, fitted, began)
+    found = results.finish(started, config, data, learned, fitted, began)
+    workers.finish(started.worker)
+    return found

@@ -7,7 +7,7 @@ import math
 import time
 
 import tfmp
-from tfmp import hardware, loss_scale, provenance
+from tfmp import distribution, hardware, loss_scale, provenance
 from tfmp.data import steps_per_epoch
 from tfmp.errors import TfmpError
 from tfmp.files import read_metrics, write_json
@@ -37,6 +37,7 @@ def announce(session, config, data, learner, steps_per_epoch):
         "TF32": "on" if session.tf32 else "off",
         "loss scale": f"dynamic, from {config.initial_scale:g}" if scaled else "none",
         "replicas": session.replicas,
+        **_of_workers(session),
         "data": f"{data.name}: {sizes['train']:,} training, {sizes['validation']:,} validation and "
         f"{sizes['test']:,} test {data.example}s of {_shape(data.input_shape)}{classes}",
         "model": f"{model.name}, {model.count_params():,} parameters",
@@ -53,6 +54,14 @@ def announce(session, config, data, learner, steps_per_epoch):
     print(flush=True)
 
 
+def _of_workers(session):
+    """Rows about this process and its part of the data, where it is one of several."""
+    if session.worker.count == 1:
+        return {}
+    share = f"1/{session.worker.count} of each batch"
+    return {"this is": session.worker, "sharding": f"by element: {share}, all is read"}
+
+
 def finish(session, config, data, learner, fitted, began, more=None):
     """Evaluates the trained model on the test examples and writes the run's files.
 
@@ -66,13 +75,17 @@ def finish(session, config, data, learner, fitted, began, more=None):
         more: Dict of what else `results.json` is to hold.
 
     Returns:
-        The dict in `results.json`.
+        The dict in `results.json`; of several workers, on all but the chief, an empty one.
 
     Raises:
         TfmpError: A file can't be written.
     """
+    test = _evaluate(learner, data, config)  # all workers have a part in it
+    if not session.worker.is_chief:
+        print(f"Done; the chief writes the results to {session.workdir}.")
+        return {}
     rows = read_metrics(session.workdir / "metrics.csv")
-    results = _collect(session, config, data, learner, fitted, rows) | (more or {})
+    results = _collect(session, config, data, learner, fitted, rows, test) | (more or {})
     file = session.workdir / "results.json"
     try:
         save_model(learner.model, session.workdir / "model.keras")
@@ -111,9 +124,8 @@ def _measure_inference(session, config, data, learner, results):
     results["compile_cache"] = _compile_cache(session.compile_cache)
 
 
-def _collect(session, config, data, learner, fitted, rows):
+def _collect(session, config, data, learner, fitted, rows, test):
     """What results.json holds, but for the seconds in total."""
-    test = _evaluate(learner, data, config)
     optimizer = learner.optimizer
     parameters = {
         "total": learner.model.count_params(),
@@ -132,7 +144,7 @@ def _collect(session, config, data, learner, fitted, rows):
         "deterministic": session.deterministic,
         "strategy": type(session.strategy).__name__.lstrip("_"),
         "replicas": session.replicas,
-        "workers": 1,
+        "workers": session.worker.count,
         "device": dataclasses.asdict(session.device),
         "model": {"name": learner.model.name, "parameters": parameters},
         "data": {
@@ -225,7 +237,8 @@ def save_model(model, file):
 def _evaluate(learner, data, config):
     if data.test is None:
         return {}
-    with naming_errors(config, learner.model):
+    worker = distribution.worker(learner.distribute_strategy)
+    with naming_errors(config, learner.model, worker):
         logs = learner.evaluate(data.test(config.batch_size), return_dict=True, verbose=0)
     logs |= learner.derived(logs)
     return {f"test_{name}": float(value) for name, value in logs.items()}
