@@ -122,7 +122,8 @@ def run(config_type, main, argv=None, program=None):
     try:
         main(config)
     except errors.TfmpError as error:
-        at_once = isinstance(error, (errors.OutOfMemoryError, errors.PeerError))
+        workers = sys.modules.get("tfmp.workers")  # which imports TensorFlow
+        at_once = isinstance(error, errors.OutOfMemoryError) or (workers and workers.is_joined())
         leave(error.exit_status, str(error), at_once=at_once)
     except KeyboardInterrupt:
         leave(128 + signal.SIGINT, "interrupted; what was saved before is kept")
@@ -263,8 +264,8 @@ def leave(status, message, at_once=False):
         status: Exit status.
         message: What went wrong.
         at_once: Leave without freeing anything: once a GPU's memory has run out, TensorFlow 2.21
-            aborts with a stack trace while it frees its variables; once a worker is lost, it may
-            wait for it.
+            aborts with a stack trace while it frees its variables; while other workers train, it
+            waits for them.
     """
     sys.stdout.flush()
     print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)

@@ -7,6 +7,7 @@ limits, since a collective that someone doesn't join waits for ever.
 """
 
 import atexit
+import collections
 import contextlib
 import dataclasses
 import json
@@ -69,6 +70,10 @@ class Worker:
 
 
 ALONE = Worker()
+
+# A process joins once: TensorFlow has no way back.
+_joined: dict[Worker, tf.distribute.MultiWorkerMirroredStrategy] = {}
+_times: collections.Counter = collections.Counter()  # how often a topic came up
 
 
 def name(index: int) -> str:
@@ -153,6 +158,10 @@ def connect(worker: Worker, start_timeout: float) -> tf.distribute.MultiWorkerMi
     Raises:
         UserError: The port is taken, a worker is missing, or TensorFlow had started before.
     """
+    if worker in _joined:
+        if _over.is_set():
+            _watch(worker)
+        return _joined[worker]
     if context.context()._context_handle is not None:
         raise UserError("Workers have to be joined before TensorFlow's first operation.")
     _meet(worker, start_timeout)
@@ -181,7 +190,9 @@ def connect(worker: Worker, start_timeout: float) -> tf.distribute.MultiWorkerMi
     )
     with _limit(start_timeout + HEARTBEAT_S, UserError.exit_status, "the workers didn't join"):
         strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver)
+    atexit.register(_leave_early)
     _watch(worker)
+    _joined[worker] = strategy
     return strategy
 
 
@@ -270,7 +281,6 @@ def _watch(worker):
 
     for run in (look, judge):
         threading.Thread(target=run, daemon=True, name=f"workers: {run.__name__}").start()
-    atexit.register(_leave_early)
 
 
 LOST = (
@@ -279,11 +289,21 @@ LOST = (
 )
 
 
+def is_joined() -> bool:
+    """Whether others wait for this process: it can't leave in the ordinary way then.
+
+    TensorFlow's own clean-up would wait for them, for ever. A process that is gone at once is
+    missed within HEARTBEAT_S.
+    """
+    return bool(_joined) and not _over.is_set()
+
+
 def _leave_early():
-    """Tells the others of a worker that ends before the rest: nothing waits for it then."""
-    if not _over.is_set():
-        with contextlib.suppress(Exception):
-            context.context().report_error_to_cluster(tf.errors.ABORTED, "a worker left early")
+    """Ends a process that crashed, after its traceback."""
+    if is_joined():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
 
 
 @contextlib.contextmanager
@@ -313,7 +333,7 @@ def agree(worker: Worker, topic: str, facts: dict[str, Any], hint: str = "") -> 
 
     Args:
         worker: This process.
-        topic: A name for this comparison, used once in a run.
+        topic: A name for this comparison; all workers make the same ones in the same order.
         facts: What JSON can hold, by the names that the error uses.
         hint: What the error tells the user to do.
 
@@ -324,6 +344,7 @@ def agree(worker: Worker, topic: str, facts: dict[str, Any], hint: str = "") -> 
     if worker.count == 1:
         return
     facts = json.loads(json.dumps(facts))
+    topic = _once(topic)
     _put(f"{topic}/{worker.index}", facts)
     all_facts = [_get(worker, f"{topic}/{i}") for i in range(worker.count)]
     different = [
@@ -345,7 +366,7 @@ def chief_first(worker: Worker, topic: str, function: Callable[[], str]) -> str:
 
     Args:
         worker: This process.
-        topic: A name for this, used once in a run.
+        topic: A name for it, as for `agree`.
         function: Function of no argument that returns a string.
 
     Raises:
@@ -353,6 +374,7 @@ def chief_first(worker: Worker, topic: str, function: Callable[[], str]) -> str:
     """
     if worker.count == 1:
         return function()
+    topic = _once(topic)
     if worker.is_chief:
         try:
             value = function()
@@ -384,6 +406,12 @@ def finish(worker: Worker) -> None:
         return
     wait(worker, "finish")
     _over.set()
+
+
+def _once(topic):
+    """A key that was not used before: values don't change."""
+    _times[topic] += 1
+    return f"{topic}/{_times[topic]}"
 
 
 def _put(key, value):

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 import tfmp
-from tfmp import cli, distribution, models
+from tfmp import cli, distribution, errors, models, workers
 from tfmp.models import resnet as resnets
 from tfmp.training import loop
 
@@ -62,7 +62,7 @@ def recipes(runs):
 
     Args:
         runs: JSON list of runs: {"flags": [...]}, and with "signal" and "step" a signal that the
-            process sends itself.
+            process sends itself; with "worker" only that one of several.
     """
     models.MODELS["tiny"] = resnets.MODELS["tiny"] = tiny
     from tfmp.recipes import resnet  # takes its choices from what is there now
@@ -70,8 +70,10 @@ def recipes(runs):
     # Two MirroredStrategies in one process can collide.
     distribution.resolve = functools.cache(distribution.resolve)
     fit, statuses = loop.fit, []
+    index = (workers.in_environment() or workers.ALONE).index
     for run in json.loads(runs):
-        signals = [SignalAt(run["signal"], run["step"])] if "signal" in run else []
+        mine = "signal" in run and run.get("worker", index) == index
+        signals = [SignalAt(run["signal"], run["step"])] if mine else []
         loop.fit = functools.partial(with_signals, fit, signals)
         try:
             cli.run(resnet.Config, resnet.run, run["flags"])
@@ -79,6 +81,49 @@ def recipes(runs):
         except SystemExit as ended:
             statuses.append(ended.code)
     print(json.dumps(statuses))
+
+
+def engine(folder):
+    """Trains small models on two replicas, of one process or of two.
+
+    Writes what each ends with to `FOLDER/NAME-WORKER.npz`, of one process `NAME-alone.npz`.
+
+    Args:
+        folder: Where to write.
+    """
+    from helpers import images, make, snapshot, variables
+
+    worker = workers.in_environment() or workers.ALONE
+    strategy = distribution.resolve("multi_worker" if worker.count > 1 else "mirrored", 60)
+    cases: dict[str, dict] = {
+        "float32": {},
+        "xla": {"policy": "mixed_float16", "jit_compile": True},
+        "steps": {"steps_per_execution": 2},
+        "overflow0": {"policy": "mixed_float16", "poisoned": 8 + 1},
+        "overflow1": {"policy": "mixed_float16", "poisoned": 8 + 5},
+    }
+    for name, case in cases.items():
+        x, y = images(4 * 8 + 3)
+        if example := case.pop("poisoned", None):
+            x[example, 3, 3] = 1e6  # infinite in float16
+        jit_compile = case.pop("jit_compile", False)
+        model = tfmp.accelerate(make(strategy, **case), jit_compile=jit_compile)
+        logs = model.fit(
+            x, y, batch_size=8, epochs=2, shuffle=False, verbose=0, validation_data=(x, y)
+        ).history
+        metrics = {id(v) for metric in model.metrics for v in metric.variables}
+        found = variables(model)
+        state = {n: c[0] for n, c in snapshot(model).items() if id(found[n]) not in metrics}
+        who = worker.index if worker.count > 1 else "alone"
+        np.savez(f"{folder}/{name}-{who}.npz", **{f"log {k}": v for k, v in logs.items()}, **state)
+    said = []
+    for facts in ({"--seed": worker.index}, {"--seed": 0}):
+        try:
+            workers.agree(worker, "test", facts, "Mend it.")
+        except errors.UserError as error:
+            said.append(str(error))
+    print(json.dumps(said))
+    workers.finish(worker)
 
 
 def go_on(file, weights):
@@ -114,4 +159,4 @@ if __name__ == "__main__":
     # As in pyproject.toml.
     warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
     with contextlib.suppress(KeyboardInterrupt):
-        {"recipes": recipes, "go_on": go_on}[sys.argv[1]](*sys.argv[2:])
+        {"recipes": recipes, "go_on": go_on, "engine": engine}[sys.argv[1]](*sys.argv[2:])

@@ -13,7 +13,7 @@ import time
 import keras
 import tensorflow as tf
 
-from tfmp import loss_scale
+from tfmp import distribution, loss_scale
 from tfmp.errors import NonFiniteError, StoppedError
 from tfmp.files import read_metrics
 
@@ -120,7 +120,8 @@ class Checkpointer(keras.callbacks.Callback):
     """Saves the full state after each epoch, every so many steps, and when asked to stop.
 
     Between `on_train_begin` and `on_train_end` the first SIGINT or SIGTERM saves and stops at the
-    next step; a second one stops at once.
+    next step; a second one stops at once. One of several workers can't save alone: it stops, and
+    with it the others.
 
     Args:
         checkpoints: `Checkpoints` to save to.
@@ -188,8 +189,13 @@ class Checkpointer(keras.callbacks.Callback):
         print(f"\n{self._signal}: saving after this step. Again: stop at once.", file=sys.stderr)
 
     def _stop(self):
-        self._save()
         step = int(self.model.step)
+        if distribution.worker(self.model.distribute_strategy).count > 1:
+            raise StoppedError(
+                f"Stopped by {self._signal} after step {step}; what was saved before is kept. "
+                f"{self._hint}"
+            )
+        self._save()
         raise StoppedError(f"Stopped by {self._signal} after step {step}, saved. {self._hint}")
 
 

@@ -5,7 +5,7 @@ import pathlib
 
 import tensorflow as tf
 
-from tfmp import distribution
+from tfmp import distribution, workers
 from tfmp.errors import TfmpError
 from tfmp.loss_scale import optimizers_of
 
@@ -35,7 +35,7 @@ class Checkpoints:
         self._metrics = [v for metric in learner.metrics for v in metric.variables]
         # Over all replicas. (TensorFlow's saving would ask all workers for the metrics' own.)
         self._sums = [tf.Variable(tf.zeros(v.shape, v.dtype)) for v in self._metrics]
-        self._writes = distribution.worker(learner.distribute_strategy).is_chief
+        self._worker = distribution.worker(learner.distribute_strategy)
         self._checkpoint = tf.train.Checkpoint(
             model=[v.value for v in learner.variables],
             optimizer=[v.value for x in optimizers_of(learner) for v in x.variables],
@@ -49,7 +49,9 @@ class Checkpoints:
     @property
     def latest(self):
         """Path of the last checkpoint, or None."""
-        return self._manager.latest_checkpoint
+        if self._worker.is_chief:
+            return self._manager.latest_checkpoint
+        return tf.train.latest_checkpoint(self._manager.directory)  # another process writes
 
     def save(self):
         """Saves the state unless that of this very step is saved already.
@@ -63,7 +65,7 @@ class Checkpoints:
         self._saved_step = step
         for total, variable in zip(self._sums, self._metrics, strict=True):
             total.assign(variable.numpy())
-        if not self._writes:
+        if not self._worker.is_chief:
             return
         try:
             self._manager.save(checkpoint_number=step)
@@ -85,6 +87,7 @@ class Checkpoints:
         Raises:
             TfmpError: The checkpoint is damaged or of another model.
         """
+        workers.wait(self._worker, "restore")  # until the chief has written
         if self.latest is None:
             if any(pathlib.Path(self._manager.directory).glob("*.index")):
                 raise TfmpError(

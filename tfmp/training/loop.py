@@ -102,7 +102,7 @@ def fit(learner, data, config, workdir, *, resume_hint="", extra_callbacks=(), p
     # Logs are completed before they are written, and written before the epoch counts as done.
     every = [callbacks.StepLogs(), stopwatch, guard, logger]
     every += _optional(config, learner, workdir, log, worker)
-    every += [*(extra_callbacks if worker.is_chief else ()), saver]
+    every += [*extra_callbacks, saver]
     learner.stop_training = callbacks.has_stopped_early(
         config.early_stopping, log, learner.monitor, learner.monitor_mode
     )
