@@ -405,7 +405,14 @@ def finish(worker: Worker) -> None:
     if worker.count == 1:
         return
     wait(worker, "finish")
+    topic = _once("left")
     _over.set()
+    if not worker.is_chief:
+        _put(f"{topic}/{worker.index}", True)
+        return
+    # The chief hosts what the others still read from.
+    for index in range(1, worker.count):
+        _get(worker, f"{topic}/{index}")
 
 
 def _once(topic):

@@ -16,7 +16,7 @@ from tfmp.training import fused
 
 # Settings that decide nothing of what is trained.
 FREE_SETTINGS = {"workdir", "resume", "save_every_steps", "tensorboard", "data_dir", "manual_dir"}
-FREE_SETTINGS |= {"compile_cache", "measure_inference", "price_per_hour"}
+FREE_SETTINGS |= {"compile_cache", "measure_inference", "price_per_hour", "start_timeout"}
 
 
 # Settings that may differ from worker to worker: where things are on its machine.
@@ -143,7 +143,10 @@ def _compare(worker, name, config, policy, strategy):
     replicas = len(distribution.devices(strategy))
     facts = {"the recipe": name, "the policy": policy, "the number of replicas": replicas}
     workers.agree(
-        worker, "settings", facts | settings | versions, "Start all with the same flags and packages."
+        worker,
+        "settings",
+        facts | settings | versions,
+        "Start all with the same flags and packages.",
     )
 
 
