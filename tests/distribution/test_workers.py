@@ -232,7 +232,7 @@ def test_a_missing_worker_and_a_port_that_is_taken():
     with socket.socket() as other:
         other.bind(("", ports[0]))
         other.listen()
-        with pytest.raises(errors.UserError, match=rf"worker 0 can.t listen at .*:{ports[0]}"):
+        with pytest.raises(errors.UserError, match=rf"worker 0 can't listen at .*:{ports[0]}"):
             workers._meet(worker, 0.5)
 
 
