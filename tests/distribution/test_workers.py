@@ -241,5 +241,5 @@ def test_multi_worker_without_workers(monkeypatch):
 
     for key in ("TF_CONFIG", "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(key, raising=False)
-    with pytest.raises(errors.UserError, match="expects TF_CONFIG.*python -m tfmp launch"):
+    with pytest.raises(errors.UserError, match=r"expects TF_CONFIG.*python -m tfmp launch"):
         distribution.resolve("multi_worker")
