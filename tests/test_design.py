@@ -28,6 +28,7 @@ LAYERS = {
     "power": 0,
     "files": 0,
     "provenance": 0,
+    "layer_paths": 0,
     "cli": 0,
     "models": 1,
     "data": 1,

@@ -7,8 +7,10 @@ import tensorflow as tf
 from keras import layers
 
 from tfmp import policies
+from tfmp.errors import UserError
 from tfmp.hardware import Device
 from tfmp.policies import change, scope, set_policy, with_float32
+from tfmp.policies.temporary import under
 
 MIXED = ("mixed_float16", "mixed_bfloat16")
 HALF = {"mixed_float16": "float16", "mixed_bfloat16": "bfloat16", "float32": "float32"}
@@ -397,3 +399,33 @@ def test_a_layer_without_a_config_is_named():
     model = keras.Model(inputs, Odd(lambda x: x)(inputs))
     with pytest.raises(ValueError, match=r"'odd' \(Odd\).*get_config"):
         set_policy(model, "mixed_float16")
+
+
+def test_under_a_policy_for_a_while():
+    """As `set_policy` makes it, on the model itself; what its author pinned stays."""
+    with policies.scope("mixed_float16"):
+        model = keras.Sequential(
+            [
+                keras.Input((4,)),
+                keras.layers.Dense(3, name="one"),
+                keras.layers.Dense(3, name="two"),
+                keras.layers.Dense(1, dtype="float32", name="head"),
+            ]
+        )
+    model.compile("sgd", "mse")
+    x = np.random.default_rng(0).normal(size=(5, 4)).astype("float32")
+    for policy in (policies.with_float32("two", "mixed_float16"), "float32", "mixed_bfloat16"):
+        copy = policies.set_policy(model, policy)
+        before = model(x)
+        with under(model, policy):
+            inside = [layer.compute_dtype for layer in model.layers]
+            assert inside == [layer.compute_dtype for layer in copy.layers]
+            np.testing.assert_array_equal(model(x), copy(x))
+            assert model.predict(x, verbose=0).tolist() == copy.predict(x, verbose=0).tolist()
+        dtypes = [layer.compute_dtype for layer in model.layers]
+        assert dtypes == ["float16", "float16", "float32"]
+        np.testing.assert_array_equal(model(x), before)
+        assert model.compiled
+    unbuilt = keras.Sequential([keras.layers.Dense(1)])
+    with pytest.raises(UserError, match="Expected a built model"), under(unbuilt, "float32"):
+        pass

@@ -42,7 +42,7 @@ def test_the_example_of_policies():
     ],
 )
 def test_the_examples_of_loss_scaling_run_on_two_replicas(example, check, tmp_path, run_fresh):
-    assert len(EXAMPLES) == 5
+    assert len(EXAMPLES) == 7
     scaled = "assert strategy.num_replicas_in_sync == 2"
     (tmp_path / "example.py").write_text("\n".join([TWO_CPUS, EXAMPLES[example], scaled, check]))
     run_fresh(tmp_path / "example.py", cwd=tmp_path)
@@ -67,6 +67,24 @@ def test_the_example_of_the_doctor():
     assert names["model"].get_layer("head").compute_dtype == "float32"
 
 
+def test_the_example_of_the_tracer(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(EXAMPLES[6], names)
+    assert {x.name for x in (tmp_path / "runs/trace").iterdir()} == {
+        "precision_trace.json",
+        "precision_trace.png",
+    }
+
+
 def test_the_commands_name_what_exists():
     for file in re.findall(r"recipes/[\w/]+\.(?:flags|md)", README):
         assert (ROOT / file).exists(), file
+
+
+def test_the_example_of_the_search_finds_its_layer():
+    names: dict = {}
+    exec(EXAMPLES[5], names)
+    assert names["found"].float32 == ("unit",)
+    assert names["model"].get_layer("unit").compute_dtype == "float32"
+    assert names["model"].get_layer("first").compute_dtype == "float16"

@@ -29,6 +29,7 @@ _NAMES = {
     "LossScaleGuard": "loss_scale",
     "LossScaleLogger": "loss_scale",
     "LossScaleOptimizer": "loss_scale",
+    "Tracer": "training",
     "accelerate": "training",
     "compile": "loss_scale",
     "load": "training",

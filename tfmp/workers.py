@@ -353,11 +353,8 @@ def agree(worker: Worker, topic: str, facts: dict[str, Any], hint: str = "") -> 
         for key in all_facts[0]
         if other.get(key) != all_facts[0][key]
     ]
-    # None leaves before all have read.
-    _put(f"{topic}/read/{worker.index}", True)
-    for index in range(worker.count):
-        _get(worker, f"{topic}/read/{index}")
     if different:
+        _part(worker, topic)
         raise UserError(f"The workers differ: {'; '.join(different)}. {hint}".strip())
 
 
@@ -380,13 +377,13 @@ def chief_first(worker: Worker, topic: str, function: Callable[[], str]) -> str:
             value = function()
         except UserError as error:
             _put(topic, {"error": str(error)})
-            wait(worker, f"{topic}/read")
+            _part(worker, topic)
             raise
         _put(topic, {"value": value})
         return value
     said = _get(worker, topic)
     if "error" in said:
-        wait(worker, f"{topic}/read")
+        _part(worker, topic)
         raise UserError(said["error"])
     return said["value"]
 
@@ -405,14 +402,17 @@ def finish(worker: Worker) -> None:
     if worker.count == 1:
         return
     wait(worker, "finish")
-    topic = _once("left")
     _over.set()
+    _part(worker, _once("left"))
+
+
+def _part(worker, topic):
+    """What the chief does last: it hosts what the others still read from."""
     if not worker.is_chief:
-        _put(f"{topic}/{worker.index}", True)
+        _put(f"{topic}/parted/{worker.index}", True)
         return
-    # The chief hosts what the others still read from.
     for index in range(1, worker.count):
-        _get(worker, f"{topic}/{index}")
+        _get(worker, f"{topic}/parted/{index}")
 
 
 def _once(topic):

@@ -11,7 +11,7 @@ from cases.right import CLEAN
 from keras import applications
 
 import tfmp
-from tfmp import doctor, models
+from tfmp import doctor, models, policies
 from tfmp.doctor.probe import probe
 from tfmp.doctor.rules import RULES
 from tfmp.doctor.subject import examine
@@ -99,6 +99,11 @@ def moved(model, inputs, labels):
     return [new != old for new, old in zip(model.get_weights(), before, strict=True)]
 
 
+def weights_after(model, inputs, labels):
+    model.train_on_batch(inputs, labels)
+    return model.get_weights()
+
+
 # What is computed in half and in float32, and what tells that half is damaged.
 DAMAGE = {
     "outputs not finite": (outputs, not_finite),
@@ -107,6 +112,7 @@ DAMAGE = {
     "gradients not finite": (gradients, not_finite),
     "gradients lost": (gradients, lost),
     "weights stay": (moved, lambda half, full: np.mean(half[0]) < 0.5 < np.mean(full[0])),
+    "weights not finite": (weights_after, not_finite),
     "raises": (raised, lambda half, full: half is None and full is not None),
 }
 
@@ -138,6 +144,52 @@ def test_a_bad_model_is_damaged_found_and_mended(name):
         if batch[1] is not None:
             tfmp.compile(mended, keras.optimizers.SGD(0.01), loss=model.loss)
     assert not damaged(compute(mended, *batch), right)
+
+
+@pytest.mark.parametrize(("scale", "overflows"), [(2048.0, False), (1e6, True)])
+def test_what_a_mask_hides_is_judged_only_where_it_is_not_finite(scale, overflows):
+    class Blind(keras.layers.Layer):
+        supports_masking = True
+
+        def call(self, inputs, mask=None):
+            rounded = (inputs + scale) - scale
+            return keras.ops.where(mask[:, :, None], inputs, rounded)
+
+    with policies.scope("mixed_float16"):
+        inputs = keras.Input((6,), dtype="int32")
+        x = Blind(name="blind")(keras.layers.Embedding(40, 16, mask_zero=True)(inputs))
+        model = keras.Model(inputs, keras.layers.Dense(4, dtype="float32")(x))
+    ids = np.tile([[3, 4, 5, 0, 0, 0]], (4, 1))
+    findings = doctor.diagnose(model, ids)
+    found = {x.rule for x in findings if x.severity != "info" and x.layer == "blind"}
+    assert "half_overflow" in found if overflows else not found
+
+
+def test_losses_that_a_layer_adds_are_part_of_its_gradient():
+    class Likelihood(keras.layers.Layer):
+        def build(self, shape):
+            self.dense = keras.layers.Dense(9, name="dense")
+            self.dense.build(shape[0])
+
+        def call(self, inputs):
+            x, target = inputs
+            y = keras.ops.cast(self.dense(x), "float32")
+            mean, log_deviation, logits = keras.ops.split(y, 3, -1)
+            off = (keras.ops.cast(target, "float32") - mean) / keras.ops.exp(log_deviation)
+            each = keras.ops.log_softmax(logits) - keras.ops.square(off) / 2 - log_deviation
+            self.add_loss(-keras.ops.mean(keras.ops.logsumexp(each, -1)))
+            return mean
+
+    keras.utils.set_random_seed(0)
+    with policies.scope("mixed_float16"):
+        inputs, target = keras.Input((4,)), keras.Input((1,))
+        x = keras.layers.Dense(16, activation="tanh")(inputs)
+        model = keras.Model([inputs, target], Likelihood(name="likelihood")([x, target]))
+    model.compile(keras.optimizers.Adam(1e-3))
+    rng = np.random.default_rng(0)
+    x, y = (np.float32(rng.normal(size=(32, size))) for size in (4, 1))
+    y[4] = 25.0
+    assert not [x for x in doctor.diagnose(model, [x, y]) if x.severity != "info"]
 
 
 def test_every_rule_of_probing_has_a_model_that_breaks():

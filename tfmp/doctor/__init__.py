@@ -4,13 +4,14 @@ import dataclasses
 
 import numpy as np
 
+from tfmp.doctor.fallback import Fallback, search
 from tfmp.doctor.finding import SEVERITIES, Finding
 from tfmp.doctor.mend import fix
 from tfmp.doctor.probe import probe
 from tfmp.doctor.rules import RULES
 from tfmp.doctor.subject import examine
 
-__all__ = ["Finding", "diagnose", "fix"]
+__all__ = ["Fallback", "Finding", "diagnose", "fix", "search"]
 
 
 def diagnose(model, inputs=None, labels=None, loss=None, optimizer=None) -> list[Finding]:
@@ -23,8 +24,8 @@ def diagnose(model, inputs=None, labels=None, loss=None, optimizer=None) -> list
             a small batch is drawn by the inputs that the model declares. None: the model isn't run.
         labels: The batch's labels, as `fit` takes them; None: random ones.
         loss: A loss in place of that of `compile`.
-        optimizer: What applies the gradients, in place of the model's own optimizers; a name is
-            taken as `compile` takes it.
+        optimizer: What applies the gradients, one or a list, in place of the model's own
+            optimizers; a name is taken as `compile` takes it.
 
     Returns:
         The findings, errors first.

@@ -7,8 +7,8 @@ import keras
 
 from tfmp import policies
 from tfmp.doctor.finding import Finding
-from tfmp.doctor.subject import parts
 from tfmp.errors import UserError
+from tfmp.layer_paths import Part, parts
 from tfmp.policies.choice import HALF
 
 
@@ -47,10 +47,21 @@ def _pattern(path, held) -> str:
     found = [part.layer for part in held if part.path == path and not part.hidden]
     if not found:
         raise UserError(f"fix: expected findings of this model. Received one of layer {path!r}.")
-    layer = found[0]
-    alone = sum(part.layer.name == layer.name for part in held) == 1
-    if not alone and not layer.path:
+    matching = pattern(found[0], held)
+    if matching is None:
         raise UserError(
-            f"fix: expected layers with names of their own. Received several {layer.name!r}."
+            f"fix: expected layers with names of their own. Received several {found[0].name!r}."
         )
-    return re.escape(layer.name if alone else layer.path)
+    return matching
+
+
+def pattern(layer: keras.Layer, held: list[Part]) -> str | None:
+    """What matches a layer in a policy map, and no other; None: others have its name, and no path.
+
+    Args:
+        layer: A layer of the model.
+        held: All parts of the model.
+    """
+    alone = sum(part.layer.name == layer.name for part in held) == 1
+    name = layer.name if alone else layer.path
+    return re.escape(name) if name else None

@@ -3,48 +3,16 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator
 from typing import Any
 
 import keras
 
+from tfmp import loss_scale
 from tfmp.doctor import trace
 from tfmp.doctor.ranges import ranges
 from tfmp.doctor.trace import is_graph
 from tfmp.errors import UserError
-from tfmp.policies.choice import HALF
-
-# Keras' layers that are made around layers of the user's, which have names of their own.
-CONTAINERS = (
-    keras.Model,
-    keras.layers.Wrapper,
-    keras.layers.Bidirectional,
-    keras.layers.StackedRNNCells,
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """A layer of a model.
-
-    Attributes:
-        layer: The layer.
-        path: Its name, or path where it is nested, such as "encoder/block1/norm". What a layer of
-            Keras' own makes for itself, such as an LSTM's cell, has the path of that layer, since
-            that is what a user can change.
-        parent: The layer that holds it; None: the model.
-        hidden: Whether it is such a part of a layer of Keras' own.
-    """
-
-    layer: keras.Layer
-    path: str
-    parent: keras.Layer | None
-    hidden: bool
-
-    @property
-    def half(self) -> bool:
-        """Whether it computes in float16 or bfloat16."""
-        return self.layer.compute_dtype in HALF
+from tfmp.layer_paths import Part, parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,12 +88,12 @@ def examine(model, loss=None, optimizer=None, inputs=None) -> Subject:
     Args:
         model: A Keras model.
         loss: A loss in place of the model's own.
-        optimizer: An optimizer, or its name, in place of the model's own. A name is taken as
+        optimizer: An optimizer, several, or a name, in place of the model's own. A name is taken as
             `compile` takes it: with a loss scale where the model's policy is mixed_float16.
         inputs: A batch, for a model that doesn't declare its inputs.
 
     Raises:
-        UserError: It is no Keras model.
+        UserError: It is no Keras model, or no optimizer.
     """
     if not isinstance(model, keras.Model):
         raise UserError(f"Expected a Keras model. Received: {type(model).__name__}.")
@@ -134,10 +102,7 @@ def examine(model, loss=None, optimizer=None, inputs=None) -> Subject:
             model(inputs)
     optimizers = tuple(_optimizers(model))
     if optimizer is not None:
-        found = keras.optimizers.get(optimizer)
-        if found is not optimizer and model.dtype_policy.name == "mixed_float16":
-            found = keras.optimizers.LossScaleOptimizer(found)
-        optimizers = (("optimizer", found),)
+        optimizers = tuple(_given(model, optimizer, optimizers))
     return Subject(
         model=model,
         parts=tuple(parts(model)),
@@ -147,29 +112,35 @@ def examine(model, loss=None, optimizer=None, inputs=None) -> Subject:
     )
 
 
-def parts(model: keras.Model) -> Iterator[Part]:
-    """The layers of a model with their names and paths; the one place where they are made."""
-    seen: set[int] = set()
+def _given(model, optimizer, own):
+    """(name, optimizer) of those that stand in place of the model's own."""
+    if isinstance(optimizer, list | tuple):
+        names = {id(x): name for name, x in own}
+        for index, one in enumerate(optimizer):
+            for _, found in _given(model, one, own):
+                yield names.get(id(found), f"optimizer[{index}]"), found
+        return
+    try:
+        found = keras.optimizers.get(optimizer)
+    except ValueError:
+        raise UserError(
+            f"Expected a Keras optimizer, several, or a name. Received: {optimizer!r}."
+        ) from None
+    if found is not optimizer and model.dtype_policy.name == "mixed_float16":
+        found = keras.optimizers.LossScaleOptimizer(found)
+    yield "optimizer", found
 
-    def walk(holder, path, parent, hidden):
-        for layer in holder._flatten_layers(include_self=False, recursive=False):
-            if id(layer) in seen or isinstance(layer, keras.layers.InputLayer):
-                continue
-            seen.add(id(layer))
-            own = path if hidden else "/".join(filter(None, (path, layer.name)))
-            yield Part(layer, own, parent, hidden)
-            yield from walk(layer, own, layer, hidden or is_closed(layer))
 
-    yield from walk(model, "", None, False)
+def scales(optimizer) -> bool:
+    """Whether an optimizer scales the loss, by a dynamic scale or by a fixed one."""
+    return isinstance(optimizer, keras.optimizers.LossScaleOptimizer) or bool(
+        getattr(optimizer, "loss_scale_factor", None)
+    )
 
 
-def is_closed(layer) -> bool:
-    """Whether it is a layer of Keras' own whose sublayers are none of the user's."""
-    if not type(layer).__module__.startswith("keras."):
-        return False
-    if type(layer) is keras.layers.RNN:
-        return False
-    return not isinstance(layer, CONTAINERS)
+def scale_of(optimizer) -> float:
+    """The factor that an optimizer which scales puts on the loss now."""
+    return float(getattr(optimizer, "loss_scale_factor", None) or loss_scale.scale(optimizer))
 
 
 def _optimizers(model):

@@ -7,12 +7,14 @@ from tfmp.training.learner import Learner, compile_learner
 from tfmp.training.loading import load
 from tfmp.training.loop import Fitted, fit
 from tfmp.training.session import Session, start
+from tfmp.training.tracer import Tracer
 
 __all__ = [
     "Classifier",
     "Fitted",
     "Learner",
     "Session",
+    "Tracer",
     "TrainingConfig",
     "accelerate",
     "compile_learner",

@@ -12,6 +12,7 @@ between them, for which the host waits.
 """
 
 import contextlib
+import copy
 
 import keras
 import tensorflow as tf
@@ -20,7 +21,11 @@ from tfmp import distribution, loss_scale, policies
 from tfmp.errors import UserError
 from tfmp.training import fused, remat
 from tfmp.training.explain import explaining_errors
+from tfmp.training.layer_maxima import ACTIVATIONS, Maxima
 from tfmp.training.replica import ReplicaSteps
+
+# Key of the batch that a followed step returns beside its logs.
+BATCH = "tfmp/batch"
 
 
 def accelerate(model, *, jit_compile=True, fused_layers=None, microbatches=1, remat=False):
@@ -71,10 +76,10 @@ def accelerate(model, *, jit_compile=True, fused_layers=None, microbatches=1, re
         raise UserError(f"Expected microbatches of 1 or more. Received: {microbatches}.")
     if remat and not jit_compile:
         raise UserError(f"remat needs XLA. Received: jit_compile={jit_compile}.")
-    engine = _Engine(model, jit_compile, fused_layers, microbatches, remat)
-    model._maybe_symbolic_build = engine.build
-    model.make_train_function = engine.make_train_function
-    model.make_test_function = engine.make_test_function
+    made = Engine(model, jit_compile, fused_layers, microbatches, remat)
+    model._maybe_symbolic_build = made.build
+    model.make_train_function = made.make_train_function
+    model.make_test_function = made.make_test_function
     model.train_function = model.test_function = None
     return model
 
@@ -89,8 +94,23 @@ def uses_xla(model):
     return replicas == 1 or not distribution.has_synchronized_batch_norm(model)
 
 
-class _Engine:
-    """Builds the functions that Keras' `fit` and `evaluate` call."""
+def engine_of(model):
+    """What `accelerate` gave a model; None where it was not called.
+
+    Args:
+        model: A Keras model.
+    """
+    found = getattr(model.make_train_function, "__self__", None)
+    return found if isinstance(found, Engine) else None
+
+
+class Engine:
+    """Builds the functions that Keras' `fit` and `evaluate` call.
+
+    Attributes:
+        tracer: A `tfmp.Tracer` that follows the training steps, or None.
+        maxima: What its traced steps measure.
+    """
 
     def __init__(self, model, jit_compile, fused_layers, microbatches, remat):
         self.model = model
@@ -99,6 +119,7 @@ class _Engine:
         self.steps = ReplicaSteps(model, microbatches)
         self.steps.remat = remat
         self.own_train_step = type(model).train_step is not keras.Model.train_step
+        self.tracer = self.maxima = None
         self._batch = None  # specs
 
     # --- what Keras calls
@@ -110,7 +131,7 @@ class _Engine:
             self._scale_loss()
             self.steps.fused_layers = self._fuses_layers()
             self._trace_own_train_step()
-            self.model.train_function = self._of_iterator(self._train_step())
+            self.model.train_function = self._train_function()
         return self.model.train_function
 
     def make_test_function(self, force=False):
@@ -251,10 +272,32 @@ class _Engine:
     def _explaining_errors(self):
         return explaining_errors(self.steps, self.own_train_step)
 
+    # --- what a tracer follows
+
+    def _train_function(self):
+        """The step as it is; or, for a tracer, the same with its batch, traced when that asks."""
+        step = self._train_step(self.steps)
+        plain = self._of_iterator(step)
+        others = {}
+
+        def traced(steps):
+            self.maxima = steps.maxima = Maxima(self.model)
+            return self._train_step(steps)
+
+        def function(iterator):
+            if self.tracer is None:
+                return plain(iterator)
+            due = self.tracer.before_step()
+            if due not in others:
+                followed = traced(copy.copy(self.steps)) if due else step
+                others[due] = self._of_iterator(_with_batch(followed))
+            return self.tracer.after_step(others[due](iterator))
+
+        return function
+
     # --- steps of a global batch
 
-    def _train_step(self):
-        steps = self.steps
+    def _train_step(self, steps):
         if steps.replicas == steps.microbatches == 1:
             return self._on_each_replica([self._compiled(steps.whole)])
         indices = range(steps.local_replicas)
@@ -262,8 +305,12 @@ class _Engine:
         forward = [steps.forward_backward(index, native) for index in indices]
         commit = [steps.commit(index) for index in indices]
         if steps.replicas == 1:
-            whole = self._compiled(lambda data: commit[0](*forward[0](data)))
-            return self._on_each_replica([whole])
+
+            def whole(data):
+                vector, kept, measured = forward[0](data)
+                return commit[0](vector, kept) | measured
+
+            return self._on_each_replica([self._compiled(whole)])
         in_one = self._sums_within_xla()
         if not in_one:
             forward = [_after_inputs(f) if native else self._compiled(f) for f in forward]
@@ -271,8 +318,8 @@ class _Engine:
 
         def replica_step(index):
             def step(data):
-                vector, kept = forward[index](data)
-                return commit[index](distribution.replica_sum(vector), kept)
+                vector, kept, measured = forward[index](data)
+                return commit[index](distribution.replica_sum(vector), kept) | measured
 
             return self._compiled(step) if in_one else step
 
@@ -303,17 +350,20 @@ class _Engine:
 
         def alone(data):
             with tf.device(devices[0]) if devices[0] else contextlib.nullcontext():
-                return functions[0](_local(strategy, data))
+                return functions[0](local(strategy, data))
 
         def together(data):
             def on_replica(data):
                 return functions[distribution.replica_index() - first](data)
 
-            def joined(x):
+            def joined(name, x):
                 values = strategy.experimental_local_results(x)
+                if name == ACTIVATIONS:
+                    return tf.reduce_max(tf.stack(values), 0)
                 return values[0] if same_logs else tf.reduce_mean(tf.stack(values), 0)
 
-            return keras.tree.map_structure(joined, strategy.run(on_replica, args=(data,)))
+            logs = strategy.run(on_replica, args=(data,))
+            return {name: joined(name, x) for name, x in logs.items()}
 
         return alone if self.steps.replicas == 1 else together
 
@@ -338,9 +388,13 @@ def _without_optionals(x):
     return None if isinstance(x, tf.experimental.Optional) else x
 
 
-def _local(strategy, data):
-    """The only replica's part of a batch."""
-    return keras.tree.map_structure(lambda x: strategy.experimental_local_results(x)[0], data)
+def local(strategy, data, index=0):
+    """A replica's part of a batch; the only one's."""
+    return keras.tree.map_structure(lambda x: strategy.experimental_local_results(x)[index], data)
+
+
+def _with_batch(step):
+    return lambda data: step(data) | {BATCH: data}
 
 
 def _after_inputs(function):

@@ -178,6 +178,12 @@ class TrainingConfig:
         "cost card; none: no prices.",
         group="Run",
     )
+    trace_every: int = flag(
+        0,
+        "Look at headroom and underflow of every layer each so many calls of the step, and name "
+        "the layer that overflows: WORKDIR/precision_trace.json and .png; 0: never.",
+        group="Run",
+    )
     tensorboard: bool = flag(
         False, "Write TensorBoard logs to WORKDIR/tensorboard (extra tensorboard).", group="Run"
     )
@@ -187,7 +193,7 @@ class TrainingConfig:
         positive = "epochs batch_size gradient_accumulation_steps steps_per_execution"
         for name in positive.split():
             self.check(name, lambda value: value > 0, "above 0")
-        natural = "save_every_steps early_stopping warmup_epochs weight_decay clip_norm"
+        natural = "save_every_steps early_stopping warmup_epochs weight_decay clip_norm trace_every"
         for name in (*natural.split(), "price_per_hour"):
             self.check(name, lambda value: value >= 0, "0 or more")
         self.check("validation_fraction", lambda value: 0 <= value <= 0.5, "from 0 to 0.5")

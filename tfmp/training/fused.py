@@ -129,11 +129,8 @@ def _sampled(shape, axes):
 def _pointwise(layer):
     def product(inputs, kernel):
         kernel = tf.convert_to_tensor(kernel)
-        outputs = tf.matmul(
-            tf.reshape(inputs, [-1, inputs.shape[-1]]), tf.reshape(kernel, kernel.shape[2:])
-        )
-        outputs = tf.reshape(outputs, tf.concat([tf.shape(inputs)[:-1], kernel.shape[3:]], 0))
-        return tf.ensure_shape(outputs, [*inputs.shape[:-1], kernel.shape[3]])
+        products = tf.matmul(rows.to_rows(inputs), tf.reshape(kernel, kernel.shape[2:]))
+        return rows.from_rows(products, inputs)
 
     def of_places(inputs, kernel):
         # Not a matrix product: XLA's compiler for GPUs dies of one behind a slice with strides.

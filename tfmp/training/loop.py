@@ -17,6 +17,7 @@ from tfmp.errors import OutOfMemoryError, TfmpError, UserError
 from tfmp.training import callbacks, loading
 from tfmp.training.checkpoints import Checkpoints
 from tfmp.training.stopwatch import Stopwatch
+from tfmp.training.tracer import Tracer
 
 UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 ALLOCATION = re.compile(rf"allocat\w* (\d+(?:\.\d+)?) ?({'|'.join(UNITS)})")
@@ -88,7 +89,10 @@ def fit(learner, data, config, workdir, *, resume_hint="", extra_callbacks=(), p
     checkpoints = Checkpoints(workdir / "checkpoints", learner)
     metrics = checkpoints.restore()
     stopwatch = Stopwatch(
-        float(checkpoints.seconds.numpy()), float(checkpoints.joules.numpy()), power
+        float(checkpoints.seconds.numpy()),
+        float(checkpoints.joules.numpy()),
+        power,
+        compiled_calls=2 if config.trace_every > 1 else 1,
     )
     log = workdir / "metrics.csv"
     if worker.is_chief:
@@ -102,7 +106,9 @@ def fit(learner, data, config, workdir, *, resume_hint="", extra_callbacks=(), p
     # Logs are completed before they are written, and written before the epoch counts as done.
     every = [callbacks.StepLogs(), stopwatch, guard, logger]
     every += _optional(config, learner, workdir, log, worker)
-    every += [*extra_callbacks, saver]
+    board = workdir / "tensorboard" if config.tensorboard else None
+    tracer = Tracer(workdir, config.trace_every, board) if config.trace_every else None
+    every += [*extra_callbacks, *filter(None, [tracer]), saver]
     learner.stop_training = callbacks.has_stopped_early(
         config.early_stopping, log, learner.monitor, learner.monitor_mode
     )
@@ -112,6 +118,8 @@ def fit(learner, data, config, workdir, *, resume_hint="", extra_callbacks=(), p
     finally:
         logger.on_train_end()
         saver.on_train_end()
+        if tracer:
+            tracer.finish()
     return Fitted(
         compile_seconds=stopwatch.compile,
         seconds_before=stopwatch.before,

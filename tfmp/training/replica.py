@@ -12,6 +12,7 @@ from tfmp.errors import UserError
 from tfmp.training import logs as logs_of
 from tfmp.training.cudnn_attention import cudnn_attention
 from tfmp.training.fused import fused_layers
+from tfmp.training.layer_maxima import ACTIVATIONS, GRADIENTS, UNSEEN
 from tfmp.training.remat import recomputing
 from tfmp.training.watch import Watch
 
@@ -33,6 +34,7 @@ class ReplicaSteps:
         self.model = model
         self.microbatches = microbatches
         self.fused_layers = self.remat = False
+        self.maxima = None  # `Maxima` of a traced step, which returns them with its logs
         self._variables = []  # of the recorded gradients, in their order
         self._has_gradient = []
         self._logs = {}  # specs by name
@@ -69,23 +71,26 @@ class ReplicaSteps:
         with self._on(0):
             state = self._statistics() + self._metric_variables()
             before, skipped = _values(state), self._skipped_steps()
-            _, logs = self._watched_step(data)
+            scales = self._scales()
+            watches, logs = self._watched_step(data)
+            measured = self._measured(watches, scales)
             if skipped is None:
-                return logs
+                return logs | measured
             of_metrics = logs_of.of_metrics(self.model, logs)
             good = tf.equal(skipped, self._skipped_steps())
             _assign(state, _select(good, _values(state), before))
-            return logs_of.with_metrics(self.model, logs, of_metrics)
+            return logs_of.with_metrics(self.model, logs, of_metrics) | measured
 
     def forward_backward(self, index, native=False):
         """A function of the replica's data that changes nothing for good.
 
-        It returns a vector to be summed over the replicas, and values that this replica is to
-        keep. The vector has the gradients of the scaled loss, the changes of statistics, both
-        weighted by the number of examples, that number, and the logs, as they are and as they
-        are if the step is skipped. (The number, and not a share that the host has worked out:
-        for a scalar from the host a GPU step would have to wait until the former one has ended.
-        The logs, since the host would wait for a mean over devices at the end of each step.)
+        It returns a vector to be summed over the replicas, values that this replica is to keep, and
+        what a traced step has measured. The vector has the gradients of the scaled loss, the
+        changes of statistics, both weighted by the number of examples, that number, and the logs,
+        as they are and as they are if the step is skipped. (The number, and not a share that the
+        host has worked out: for a scalar from the host a GPU step would have to wait until the
+        former one has ended. The logs, since the host would wait for a mean over devices at the
+        end of each step.)
 
         Args:
             index: Position of the replica in this process.
@@ -106,7 +111,7 @@ class ReplicaSteps:
                 weight = share * self.replicas if native else 1.0
                 several = self.replicas > 1
                 data = data if native or not several else _filled(data)
-                gradients, logs = self._gradients(data, weight)
+                gradients, logs, measured = self._gradients(data, weight)
                 of_metrics = logs_of.of_metrics(self.model, logs)
                 _shift(seeds, -position)
                 after = _values(statistics)
@@ -128,12 +133,13 @@ class ReplicaSteps:
                     weights = count
                 done, self._logs = logs_of.pack(done, self._dtype())
                 undone, _ = logs_of.pack(undone, self._dtype())
-                return tf.concat([vector, [weights], done, undone], 0), kept + metrics_after
+                vector = tf.concat([vector, [weights], done, undone], 0)
+                return vector, kept + metrics_after, measured
 
         return forward_backward
 
     def commit(self, index):
-        """A function of what `forward_backward` returns, its vector summed: makes the update."""
+        """A function of the vector of `forward_backward`, summed, and what to keep: updates."""
 
         def commit(vector, kept):
             with self._on(index):
@@ -150,16 +156,21 @@ class ReplicaSteps:
                     for g, has in zip(sums[:count], self._has_gradient, strict=True)
                 ]
                 skipped = self._skipped_steps()
+                measured = {}
+                if self.maxima:
+                    applied = gradients, self._variables, loss_scale.scale(self.model.optimizer)
+                    measured = {GRADIENTS: self.maxima.gradients([applied])}
                 self.model.optimizer.apply(gradients, self._variables)
                 state = floating + rest + metrics
                 before = _values(state)
                 after = [a + b for a, b in zip(before, sums[count:], strict=False)] + kept
                 if skipped is None:
                     _assign(state, after)
-                    return logs_of.unpack(done / self.replicas, self._logs)
+                    return logs_of.unpack(done / self.replicas, self._logs) | measured
                 good = tf.equal(skipped, self._skipped_steps())
                 _assign(state, _select(good, after, before))
-                return logs_of.unpack(tf.where(good, done, undone) / self.replicas, self._logs)
+                chosen = tf.where(good, done, undone) / self.replicas
+                return logs_of.unpack(chosen, self._logs) | measured
 
         return commit
 
@@ -173,31 +184,36 @@ class ReplicaSteps:
             stack.enter_context(
                 changed_layers(self.model, fused=self.fused_layers, remat=self.remat)
             )
+            if self.maxima:  # around what the others change
+                stack.enter_context(self.maxima.recording())
             logs = logs_of.flatten(self.model.train_step(data))
         for watch in watches:
             watch.check(self.model)
         return watches, logs
 
     def _gradients(self, data, weight):
-        """Flat gradients of the scaled loss times `weight`, and the logs."""
+        """Flat gradients of the scaled loss times `weight`, the logs, and what was measured."""
         if self.microbatches == 1:
-            return self._recorded_step(data, weight)
+            gradients, logs = self._recorded_step(data, weight)
+            return gradients, logs, self._activations()
         parts = keras.tree.map_structure(self._split, data)
         weight /= self.microbatches
 
-        def add(index, total):
+        def add(index, total, most):
             part = keras.tree.map_structure(lambda x: x if x is None else x[index], parts)
-            return index + 1, total + self._recorded_step(part, weight)[0]
+            total += self._recorded_step(part, weight)[0]
+            return index + 1, total, tf.nest.map_structure(tf.maximum, most, self._activations())
 
         size = sum(math.prod(v.shape) for v in self.model.trainable_variables)
-        _, total = tf.while_loop(
-            lambda index, _: index < self.microbatches,
+        none = {ACTIVATIONS: tf.fill([len(self.maxima.layers)], UNSEEN)} if self.maxima else {}
+        _, total, most = tf.while_loop(
+            lambda index, *_: index < self.microbatches,
             add,
-            (0, tf.zeros([size], self._dtype())),
+            (0, tf.zeros([size], self._dtype()), none),
             maximum_iterations=self.microbatches,
             parallel_iterations=1,
         )
-        return total, {}
+        return total, {}, most
 
     def _split(self, x):
         if x is None:
@@ -231,6 +247,28 @@ class ReplicaSteps:
         vector = tf.concat(self._flat(dense), 0)
         return vector if watch.scaled else vector * tf.cast(weight, vector.dtype), logs
 
+    # --- what a traced step measures
+
+    def _activations(self):
+        return {ACTIVATIONS: self.maxima.activations()} if self.maxima else {}
+
+    def _scales(self):
+        """The optimizers' loss scales, where they are to be known."""
+        optimizers = loss_scale.optimizers_of(self.model) if self.maxima else ()
+        return [tf.convert_to_tensor(loss_scale.scale(x)) for x in optimizers]
+
+    def _measured(self, watches, scales):
+        if not self.maxima:
+            return {}
+        applied = [
+            (gradients, variables, scale)
+            for watch, scale in zip(watches, scales, strict=True)
+            for gradients, variables in watch.applied
+        ]
+        return self._activations() | {GRADIENTS: self.maxima.gradients(applied)}
+
+    # --- vectors
+
     def _flat(self, tensors):
         return [tf.reshape(tf.cast(x, self._dtype()), [-1]) for x in tensors]
 
@@ -254,6 +292,35 @@ class ReplicaSteps:
         """Steps skipped so far by any optimizer; None where none of them skips."""
         scaled = loss_scale.scaled_optimizers_of(self.model)
         return tf.add_n([loss_scale.skipped_steps(x) for x in scaled]) if scaled else None
+
+    @contextlib.contextmanager
+    def on_copies(self, index, state):
+        """The context of a replica whose variables stand for copies, as for one more look.
+
+        Args:
+            index: Position of the replica.
+            state: List of (Keras variable, value of its copy).
+        """
+        with self._on(index):
+            state = [*state, *((v, v.value) for v in self._metric_variables())]
+            former = [(v, v._value) for v, _ in state]
+            for variable, value in state:
+                variable._value = tf.Variable(value, trainable=variable.trainable)
+            seeds = [v for v in self._statistics() if v.name == "seed_generator_state"]
+            _shift(seeds, index)
+            try:
+                yield
+            finally:
+                for variable, value in former:
+                    variable._value = value
+
+    def parts(self, data):
+        """The microbatches of a replica's data, one after the other; none where it is empty."""
+        if not int(_count(data)):
+            return
+        parts = keras.tree.map_structure(self._split, data)
+        for index in range(self.microbatches):
+            yield keras.tree.map_structure(lambda x, i=index: x if x is None else x[i], parts)
 
     def _statistics(self):
         """What a forward pass changes, BatchNorm's statistics and seeds, without frozen weights."""

@@ -32,6 +32,26 @@ def call_of(layer):
     return _add(layer) if kind is keras.layers.Add else None
 
 
+def to_rows(x):
+    """All axes before the last one made one.
+
+    Args:
+        x: Tensor whose last axis is known when traced.
+    """
+    return tf.reshape(x, [-1, x.shape[-1]])
+
+
+def from_rows(rows, like):
+    """Rows with the axes that a tensor has before its last one.
+
+    Args:
+        rows: [rows, features].
+        like: Tensor of as many rows.
+    """
+    outputs = tf.reshape(rows, tf.concat([tf.shape(like)[:-1], rows.shape[1:]], 0))
+    return tf.ensure_shape(outputs, [*like.shape[:-1], rows.shape[1]])
+
+
 def _is_dense(layer):
     """Whether a layer multiplies the last axis alone, by weights that are not quantized."""
     kind = type(layer)
@@ -45,13 +65,11 @@ def _dense(layer):
     def call(inputs, training=None):
         if len(inputs.shape) < 3:
             return type(layer).call(layer, inputs, training=training)
-        sides = tf.shape(inputs)
-        shape = [sides[i] if side is None else side for i, side in enumerate(inputs.shape[:-1])]
-        rows = keras.ops.matmul(tf.reshape(inputs, [-1, inputs.shape[-1]]), layer.kernel)
+        rows = keras.ops.matmul(to_rows(inputs), layer.kernel)
         bias = layer.bias
         if bias is not None and len(bias.shape) == 1:
             rows, bias = keras.ops.add(rows, bias), None
-        outputs = tf.reshape(rows, [*shape, rows.shape[-1]])
+        outputs = from_rows(rows, inputs)
         if bias is not None:
             outputs = keras.ops.add(outputs, bias)
         return outputs if layer.activation is None else layer.activation(outputs)
@@ -72,9 +90,8 @@ def _normalization(layer):
             tf.convert_to_tensor(weight) if weight is not None else tf.fill([size], value)
             for weight, value in ((layer.gamma, 1.0), (layer.beta, 0.0))
         )
-        rows = normalize_rows(tf.reshape(inputs, [-1, size]), gamma, beta, layer.epsilon)
-        outputs = tf.ensure_shape(tf.reshape(rows, tf.shape(inputs)), inputs.shape)
-        return tf.cast(outputs, layer.compute_dtype)
+        rows = normalize_rows(to_rows(inputs), gamma, beta, layer.epsilon)
+        return tf.cast(from_rows(rows, inputs), layer.compute_dtype)
 
     return call
 
@@ -135,8 +152,6 @@ def _add(layer):
         first = inputs[0]
         if len(shapes) > 1 or len(first.shape) != 3 or first.shape[-1] is None:
             return type(layer).call(layer, inputs)
-        rows = [tf.reshape(x, [-1, x.shape[-1]]) for x in inputs]
-        total = functools.reduce(tf.add, rows)
-        return tf.ensure_shape(tf.reshape(total, tf.shape(first)), first.shape)
+        return from_rows(functools.reduce(tf.add, map(to_rows, inputs)), first)
 
     return call

@@ -13,20 +13,22 @@ class Stopwatch(keras.callbacks.Callback):
         before: Seconds that the run took in earlier processes.
         joules_before: Energy of these; NaN: not known.
         power: `tfmp.power.Sampler` that runs; None: the energy is not known.
+        compiled_calls: The first calls of the step, each of which compiles.
 
     Attributes:
         before: Seconds that the run took in earlier processes.
         joules_before: Energy of these; NaN: not known.
-        compile: Seconds of the first call of the step: tracing, compiling, running.
-        per_epoch: Seconds of each epoch's training steps, without that first call.
+        compile: Seconds of the first calls of the step: tracing, compiling, running.
+        per_epoch: Seconds of each epoch's training steps, without those calls.
         steps: Steps in all of `per_epoch`.
     """
 
-    def __init__(self, before=0.0, joules_before=0.0, power=None):
+    def __init__(self, before=0.0, joules_before=0.0, power=None, compiled_calls=1):
         super().__init__()
         self.before = before
         self.joules_before = joules_before
         self._power = power
+        self._compiled_calls = compiled_calls
         self._created = time.perf_counter()
         joules = self._joules()
         self._created_joules = 0.0 if math.isnan(joules) else joules  # no sample yet: it just began
@@ -58,10 +60,10 @@ class Stopwatch(keras.callbacks.Callback):
         self._start(int(self.model.step))
 
     def on_train_batch_begin(self, batch, logs=None):
-        """Sets the first call apart."""
+        """Sets the first calls apart."""
         self._calls += 1
-        if self._calls == 2 and not self.compile:
-            step = int(self.model.step)  # waits for the first call's end
+        if self._calls == self._compiled_calls + 1 and not self.compile:
+            step = int(self.model.step)  # waits for their end
             self.compile = time.perf_counter() - self._begin
             self._start(step)
 
@@ -88,8 +90,8 @@ class Stopwatch(keras.callbacks.Callback):
         self._running = False
         steps = int(self.model.step) - self._first_step
         seconds = time.perf_counter() - self._begin
-        if self._calls == 1:
-            self.compile = seconds
+        if self._calls <= self._compiled_calls:
+            self.compile += seconds
             self.per_epoch.append(0.0)
             return
         self.per_epoch.append(seconds)

@@ -17,12 +17,18 @@ class Watch:
     Args:
         optimizer: A Keras optimizer.
         weight: Factor on the loss beside the scale; None: gradients are applied as ever.
+
+    Attributes:
+        scaled: Whether the loss was scaled.
+        losses: The losses that were scaled, as they were before.
+        applied: (gradients, variables) of each time that they were to be applied.
     """
 
     def __init__(self, optimizer, weight=None):
         self.optimizer = optimizer
         self.weight = weight
         self.scaled = False
+        self.losses = []
         self.applied = []
 
     def __enter__(self):
@@ -44,6 +50,7 @@ class Watch:
     def scale_loss(self, loss):
         """Scales the loss, with the weight."""
         self.scaled = True
+        self.losses.append(loss)
         if self.weight is not None:
             loss = loss * tf.cast(self.weight, loss.dtype)
         return type(self.optimizer).scale_loss(self.optimizer, loss)

@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import layers, ops
 
 from cases.probed import Bad, around, normal, trained
@@ -58,7 +59,61 @@ def half_weights(policy=None):
     return model, normal(8, 4), normal(8, 4)
 
 
+class Stepping(keras.Model):
+    """A `train_step` that ports what Keras 2 did: the optimizer unscales gradients itself now."""
+
+    def __init__(self, by_hand):
+        super().__init__()
+        self.by_hand = by_hand
+        self.first = layers.Dense(4, name="first")
+        self.head = layers.Dense(4, dtype="float32", name="head")
+
+    def call(self, inputs):
+        return self.head(self.first(inputs))
+
+    def train_step(self, data):
+        inputs, labels, *_ = data
+        with tf.GradientTape() as tape:
+            loss = ops.mean(ops.square(self(inputs, training=True) - labels))
+            scaled = self.optimizer.scale_loss(loss)
+        gradients = tape.gradient(scaled, self.trainable_variables)
+        if self.by_hand:
+            scale = getattr(self.optimizer, "dynamic_scale", 1.0)
+            gradients = [x / scale for x in gradients]
+        self.optimizer.apply(gradients, self.trainable_variables)
+        return {"loss": loss}
+
+
+def unscaled_twice(by_hand=True):
+    """keras-team/keras#20894: gradients divided by the scale that `apply` divides by, too."""
+    model = Stepping(by_hand)
+    model(normal(1, 8))
+    model.compile(keras.optimizers.SGD(1e-4), run_eagerly=True)
+    model.optimizer.build(model.trainable_variables)  # as `fit` would
+    return model, normal(8, 8), np.ones((8, 4), np.float32)
+
+
+def fixed_scale(factor=1e9):
+    """A fixed loss scale under which gradients overflow, which nothing notices."""
+    model = keras.Sequential(
+        [keras.Input((8,)), layers.Dense(4, name="first"), layers.Dense(4, dtype="float32")]
+    )
+    optimizer = keras.optimizers.SGD(0.01, loss_scale_factor=factor)
+    model.compile(optimizer, "mse", auto_scale_loss=False)
+    return model, normal(8, 8), np.ones((8, 4), np.float32)
+
+
 BAD = {
+    "unscaled_twice": Bad(
+        unscaled_twice, "gradients_off_scale", None, "weights stay", lambda: unscaled_twice(False)
+    ),
+    "fixed_scale": Bad(
+        fixed_scale,
+        "fixed_scale_overflows",
+        None,
+        "weights not finite",
+        lambda: fixed_scale(1024.0),
+    ),
     "norm_of_zeros": Bad(norm_of_zeros, "backward_overflow", "planted", "gradients not finite"),
     "summed_loss": Bad(summed_loss, "backward_overflow", "first", "gradients not finite"),
     "saturated": Bad(saturated, "backward_loss", "planted", "gradients lost"),

@@ -198,7 +198,9 @@ def frozen_backbone():
 
 
 def on_replicas(wrap):
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    # Without collectives, whose keys those of another strategy in this process may have.
+    by_copies = tf.distribute.ReductionToOneDevice()
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"], cross_device_ops=by_copies)
     with strategy.scope():
         model = chain()
         model.compile(wrap(keras.optimizers.SGD()), "mse", auto_scale_loss=False)

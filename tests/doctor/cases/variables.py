@@ -2,7 +2,7 @@
 
 import keras
 import numpy as np
-from keras import layers
+from keras import layers, ops
 
 import tfmp
 from cases import Bad
@@ -73,7 +73,48 @@ def loss_is_infinite(model):
 
 SLOW = keras.optimizers.SGD
 
+
+class Center(layers.Layer):
+    """Subtracts a running mean."""
+
+    def __init__(self, way, **kwargs):
+        super().__init__(**kwargs)
+        self.way = way
+
+    def build(self, shape):
+        autocast = self.way != "float32"
+        self.mean = self.add_weight(
+            shape=shape[-1:], initializer="ones", trainable=False, autocast=autocast, name="mean"
+        )
+
+    def call(self, inputs):
+        mean = ops.mean(ops.cast(inputs, "float32"), axis=0)
+        if self.way == "batch":
+            self.mean.assign(mean)
+        else:
+            self.mean.assign(0.9999 * self.mean + 0.0001 * ops.cast(mean, self.mean.value.dtype))
+        return inputs - ops.cast(self.mean, inputs.dtype)
+
+    def get_config(self):
+        return super().get_config() | {"way": self.way}
+
+
+def centered(way, policy="mixed_float16"):
+    inputs = keras.Input((3,))
+    x = Center(way, dtype=policy, name="center")(inputs)
+    return keras.Model(inputs, layers.Dense(1, dtype="float32")(x))
+
+
+def mean_stands_still(model):
+    """A step of 1e-4 from 1, where float16's rounding is 5e-4."""
+    model(np.full((4, 3), 2.0, "float32"))
+    return (model.get_layer("center").mean.numpy() == 1).all()
+
+
 BAD = {
+    "running_mean": Bad(
+        lambda: centered("half"), "rounded_state", "center", mean_stands_still, severity="error"
+    ),
     "float16_layer": Bad(
         lambda: model("float16", SLOW(1e-4)),
         "half_variables",
@@ -117,6 +158,9 @@ BAD = {
 }
 
 CLEAN = {
+    "running_mean_in_float32": lambda: centered("float32"),
+    "running_mean_of_a_float32_layer": lambda: centered("half", "float32"),
+    "mean_of_the_batch": lambda: centered("batch"),
     "loss_of_keras": with_loss,
     "adam_on_float32": lambda: model("mixed_float16", keras.optimizers.Adam(1e-3, epsilon=1e-8)),
     "frozen_float16": lambda: model("float16", "adam", trainable=False),

@@ -1,6 +1,5 @@
 """The child process of a cell: one JSON spec as its argument, one JSON line out."""
 
-import importlib
 import json
 import math
 import pathlib
@@ -13,9 +12,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfmp import cli, distribution, errors, hardware, loss_scale, policies, provenance, training
-from tfmp.commands.advise import probe, target
+from tfmp import errors, hardware, loss_scale, policies, provenance, training
+from tfmp.commands.advise import probe, target, trained
 from tfmp.commands.benchmark import children, ours
+from tfmp.doctor.fallback import loss_of
 
 
 def train(spec):
@@ -33,7 +33,7 @@ def train(spec):
     is_function = target.is_function(spec["target"])
     try:
         learner, model, batch, inputs = (_function if is_function else _recipe)(spec)
-    except _MistakeError as error:
+    except trained.MistakeError as error:
         return {"mistake": str(error)}
     except Exception as error:
         return {"error": _said(error)}
@@ -66,10 +66,6 @@ def train(spec):
     }
 
 
-class _MistakeError(Exception):
-    """What the user has to mend before there can be a cell."""
-
-
 # Lines of TensorFlow's messages that don't say what is wrong.
 NOISE = ("Graph execution error", "Detected at node", "File ", "Stack trace", "[[{{", "Original")
 
@@ -100,8 +96,7 @@ class Steps(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         """Notes the step."""
         self.seconds.append(time.monotonic() - self._began)
-        loss = sum(float(v) for name, v in logs.items() if name == "loss" or name.endswith("_loss"))
-        loss = float(logs["loss"]) if "loss" in logs else loss
+        loss = loss_of(logs) or 0.0
         skipped = sum(
             int(loss_scale.skipped_steps(x)) for x in loss_scale.scaled_optimizers_of(self.model)
         )
@@ -112,49 +107,16 @@ class Steps(keras.callbacks.Callback):
 
 def _recipe(spec):
     """(learner, its model, a batch of the training data, random inputs of the model)."""
-    recipe = importlib.import_module(f"tfmp.recipes.{spec['target']}")
-    config = cli.parse(recipe.Config, spec["flags"])
-    _, data, learner, _ = recipe.prepare(config)
-    batch = next(iter(data.train(config.batch_size, seed=config.seed)))
-    inputs, _ = probe.batch(learner.model, config.batch_size)
+    learner, batch = trained.recipe(spec["target"], spec["flags"])
+    inputs, _ = probe.batch(learner.model, spec["batch_size"])
     return learner, learner.model, batch, inputs
 
 
 def _function(spec):
     """The same of a user's function; the inputs are those of the batch."""
-    try:
-        function = target.function(spec["target"])
-    except errors.UserError as error:
-        raise _MistakeError(str(error)) from error
-    keras.utils.set_random_seed(0)
-    strategy = distribution.resolve("mirrored" if spec["replicas"] > 1 else "none")
-    with strategy.scope(), policies.scope(spec["policy"]):
-        returned = function()
-    if not isinstance(returned, tuple) or len(returned) != 2:
-        raise _MistakeError(
-            f"Expected {spec['target']} to return (compiled Keras model, data). Received: "
-            f"{type(returned).__name__}."
-        )
-    model, data = returned
-    if not isinstance(model, keras.Model) or not model.compiled:
-        what = "one that is not compiled" if isinstance(model, keras.Model) else type(model)
-        raise _MistakeError(
-            f"Expected a compiled Keras model of {spec['target']}. Received: {what}."
-        )
-    batch = _batch(data, spec)
+    settings = {name: spec[name] for name in ("policy", "replicas", "batch_size")}
+    model, batch = trained.function(spec["target"], **settings)
     return model, model, batch, batch[0]
-
-
-def _batch(data, spec):
-    batch = next(iter(data), None) if isinstance(data, tf.data.Dataset) else data
-    if not isinstance(batch, tuple) or len(batch) not in (2, 3):
-        raise _MistakeError(
-            f"Expected data of {spec['target']}: a tf.data.Dataset of batches (x, y), or arrays "
-            f"(x, y). Received: {type(data).__name__}."
-        )
-    if not isinstance(data, tf.data.Dataset):
-        batch = keras.tree.map_structure(lambda x: np.asarray(x)[: spec["batch_size"]], batch)
-    return batch
 
 
 def _loss_scale(learner):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import datetime
-import importlib
 import itertools
 import json
 import pathlib
@@ -10,8 +9,8 @@ import sys
 import tempfile
 import time
 
-from tfmp import cli, recipes
-from tfmp.commands.advise import target
+from tfmp import recipes
+from tfmp.commands.advise import target, trained
 from tfmp.commands.benchmark import children
 from tfmp.commands.benchmark import session as benchmark_session
 from tfmp.commands.matrix import judge
@@ -145,26 +144,15 @@ def _loaded(config, name, folders):
 
 def _flags(config, cell, place=None):
     """The recipe's flags in a cell, checked."""
-    if cell.target not in recipes.names():
-        known = ", ".join(recipes.names())
-        raise UserError(
-            f"Expected a recipe out of {known}, or MODULE:FUNCTION. Received: {cell.target!r}."
-        )
-    settings = {
-        "policy": cell.policy,
-        "jit_compile": str(cell.jit_compile).lower(),
-        "strategy": "mirrored" if cell.replicas > 1 else "none",
-        "batch_size": config.batch_size,
-        # The full learning rate at once: a few steps are to change something.
-        "warmup_epochs": 0,
-    }
-    given = {flag.lstrip("-").partition("=")[0] for flag in config.recipe_flags}
-    if taken := [name for name in settings if {name, f"no{name}"} & given]:
-        raise UserError(f"Expected --recipe_flags without --{taken[0]}: the cells set it.")
-    words = [*(f"--{name}={value}" for name, value in settings.items()), *config.recipe_flags]
-    words += [f"--workdir={place / 'run'}"] if place else []
-    cli.parse(importlib.import_module(f"tfmp.recipes.{cell.target}").Config, words)
-    return words
+    return trained.recipe_flags(
+        cell.target,
+        config.recipe_flags,
+        policy=cell.policy,
+        jit_compile=cell.jit_compile,
+        replicas=cell.replicas,
+        batch_size=config.batch_size,
+        workdir=place and place / "run",
+    )
 
 
 def _row(config, cell, found):

@@ -11,7 +11,6 @@ import dataclasses
 import keras
 import tensorflow as tf
 
-from tfmp import loss_scale
 from tfmp.doctor.probe.batch import Batch, draw, labels_for, tensors
 from tfmp.doctor.probe.faults import (
     added_faults,
@@ -21,10 +20,11 @@ from tfmp.doctor.probe.faults import (
     raises,
     spans,
 )
+from tfmp.doctor.probe.proportion import off_scale
 from tfmp.doctor.probe.step import Step, take, unchanged
 from tfmp.doctor.probe.underflow import finite, fitting_scale, underflows
 from tfmp.doctor.probe.values import Fault, Probe, Span, Underflow
-from tfmp.doctor.subject import Subject
+from tfmp.doctor.subject import Subject, scale_of, scales
 
 __all__ = ["Fault", "Probe", "Span", "Underflow", "probe"]
 
@@ -76,6 +76,8 @@ def probe(subject: Subject, inputs=None, labels=None) -> Probe | None:
             faults += [fault for _, fault in forward_faults(first)]
             return Probe(drawn, tuple(faults), spans(first), error=str(first.error))
         found = _judged(subject, run, drawn, reference, first)
+        if type(subject.model).train_step is not keras.Model.train_step and not batch.own_loss:
+            found = dataclasses.replace(found, off_scale=off_scale(subject, run, reference))
     if faults:
         found = dataclasses.replace(found, faults=(*faults, *found.faults), error=error)
     return dataclasses.replace(found, guessed=batch.own_loss and subject.loss is None)
@@ -134,11 +136,9 @@ def _rounds(run, find, step, kept):
 
 def _wanted_scale(subject) -> float | None:
     """The scale on the loss in training; None where nothing scales it."""
-    scaling = [
-        x for _, x in subject.optimizers if isinstance(x, keras.optimizers.LossScaleOptimizer)
-    ]
-    if scaling:
-        return float(loss_scale.optimizer.scale(scaling[0]))
+    for _, optimizer in subject.optimizers:
+        if scales(optimizer):
+            return scale_of(optimizer)
     # As `compile` will do.
     automatic = not subject.optimizers and subject.model.dtype_policy.name == "mixed_float16"
     return 2.0**15 if automatic else None

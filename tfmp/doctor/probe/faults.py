@@ -127,6 +127,8 @@ def _judge(call, step, direction, alone) -> Fault | None:
     forward = direction == "forward"
     upstream = [x for x in upstream_of(call) if x is not None]
     # What the layers within gave, from bad numbers that they got, float32 gets as well.
+    if not forward and _adds_losses(call, step):
+        return None  # their gradients come from no result of the layer's
     fed = call.inputs() if forward else given_to(call) + upstream
     if not all(map(compare.finite, fed)) or (not forward and not upstream):
         return None
@@ -163,6 +165,12 @@ def _judge(call, step, direction, alone) -> Fault | None:
     )
 
 
+def _adds_losses(call, step) -> bool:
+    adding = {id(layer) for layer, _ in step.added}
+    held = call.operation._flatten_layers() if isinstance(call.operation, keras.Layer) else []
+    return any(id(layer) in adding for layer in held)
+
+
 def _of(values, forward) -> list[tf.Tensor | None]:
     return values.results if forward else [*values.passed, *values.weights]
 
@@ -175,17 +183,31 @@ def _differences(call, measured, full, dtype, forward) -> list[tuple[int, compar
     def moved():
         return _of(replay(call, moved=2 * compare.EPSILON[dtype], backward=not forward), forward)
 
+    results = enumerate(call.results() if forward else [])  # and state of the layer's behind them
+    masks = {index: getattr(x, "_keras_mask", None) for index, x in results}
     pairs = zip(_of(measured, forward), _of(full, forward), strict=True)
     for index, (half, right) in enumerate(pairs):
         if half is None or right is None:
             continue
-        move = functools.partial(lambda i: moved()[i], index)
-        difference = compare.compare(half, right, move, dtype, forward=forward)
+        counted = functools.partial(_counted, masks.get(index))
+        move = functools.partial(lambda i, counted: counted(moved()[i]), index, counted)
+        difference = compare.compare(counted(half), counted(right), move, dtype, forward=forward)
         # The sums of weights' gradients are as good as the device's kernels: not the layer's doing.
         device = not forward and index >= len(full.passed)
         if difference and not (device and difference.kind == "departure"):
             found.append((index, difference))
     return sorted(found, key=lambda x: x[1].error is not None)
+
+
+def _counted(mask, result):
+    """A result with zeros where its mask says that nobody looks, as behind padding.
+
+    What isn't finite there stays: times the zero of a mask it is NaN.
+    """
+    if mask is None or result.shape[: mask.shape.rank] != mask.shape:
+        return result
+    mask = tf.reshape(mask, [*mask.shape, *[1] * (result.shape.rank - mask.shape.rank)])
+    return tf.where(mask | ~tf.math.is_finite(result), result, tf.zeros_like(result))
 
 
 def _same(one, other) -> bool:

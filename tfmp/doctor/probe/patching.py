@@ -12,10 +12,8 @@ from keras.src.backend.tensorflow import core as keras_core
 from keras.src.backend.tensorflow import random as keras_random  # what layers draw from
 from keras.src.ops.operation import Operation
 
+from tfmp.doctor.draws import same_draws
 from tfmp.policies.choice import HALF
-
-# Bits of a uniform random number, as TensorFlow draws them in half.
-BITS = {"float16": 10, "bfloat16": 7}
 
 
 @contextlib.contextmanager
@@ -30,7 +28,7 @@ def patched(on_layer, on_operation, on_seed):
         on_seed: Function of (Keras' own drawing of a seed, seed or generator).
     """
     calls = keras.Layer.__call__, Operation.__call__
-    drawing = {name: getattr(keras_random, name) for name in ("draw_seed", *_DRAWS)}
+    draw_seed = keras_random.draw_seed
     eagerly = tf.config.functions_run_eagerly()
 
     def called(on_call, original):
@@ -38,17 +36,15 @@ def patched(on_layer, on_operation, on_seed):
 
     keras.Layer.__call__ = called(on_layer, calls[0])
     Operation.__call__ = called(on_operation, calls[1])
-    keras_random.draw_seed = lambda seed: on_seed(drawing["draw_seed"], seed)
-    for name, draw in _DRAWS.items():
-        setattr(keras_random, name, draw(drawing[name]))
+    keras_random.draw_seed = lambda seed: on_seed(draw_seed, seed)
     tf.config.run_functions_eagerly(True)
     try:
-        yield
+        with same_draws():
+            yield
     finally:
         tf.config.run_functions_eagerly(eagerly)
         keras.Layer.__call__, Operation.__call__ = calls
-        for name, function in drawing.items():
-            setattr(keras_random, name, function)
+        keras_random.draw_seed = draw_seed
 
 
 @contextlib.contextmanager
@@ -81,43 +77,3 @@ def as_graph(function):
         return tf.function(function, autograph=False).get_concrete_function()()
     finally:
         tf.config.run_functions_eagerly(eagerly)
-
-
-def _normal(original):
-    def normal(*args, dtype=None, **kwargs):
-        drawn = original(*args, dtype="float32", **kwargs)
-        return tf.cast(drawn, dtype or keras.config.floatx())
-
-    return normal
-
-
-def _uniform(original):
-    def uniform(shape, minval=0.0, maxval=1.0, dtype=None, seed=None):
-        dtype = keras.backend.standardize_dtype(dtype or keras.config.floatx())
-        if dtype not in HALF:
-            return original(shape, minval, maxval, dtype=dtype, seed=seed)
-        # Rounded down, else it could be the maximum.
-        steps = 2.0 ** BITS[dtype]
-        unit = tf.floor(original(shape, dtype="float32", seed=seed) * steps) / steps
-        low, high = tf.cast(minval, dtype), tf.cast(maxval, dtype)
-        return tf.cast(unit, dtype) * (high - low) + low
-
-    return uniform
-
-
-def _dropout(original):
-    def dropout(inputs, rate, noise_shape=None, seed=None):
-        if inputs.dtype.name not in HALF:
-            return original(inputs, rate, noise_shape, seed)
-        ones = tf.ones(tf.shape(inputs), "float32")
-        return inputs * tf.cast(original(ones, rate, noise_shape, seed), inputs.dtype)
-
-    return dropout
-
-
-_DRAWS = {
-    "dropout": _dropout,
-    "normal": _normal,
-    "truncated_normal": _normal,
-    "uniform": _uniform,
-}

@@ -14,8 +14,9 @@ from keras.src.backend import AutocastScope
 from keras.src.ops.operation import Operation
 
 from tfmp.doctor.probe.patching import as_graph, patched
-from tfmp.doctor.subject import Subject, is_closed
+from tfmp.doctor.subject import Subject
 from tfmp.doctor.trace import is_graph
+from tfmp.layer_paths import is_closed
 from tfmp.policies.choice import HALF
 
 # Up to this many steps a recurrent layer runs eagerly, and a cell of the user's own is looked at by

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfmp.doctor.probe.batch import Batch, labels_for
 from tfmp.doctor.probe.recording import Call, Recorder, all_float32, is_float
-from tfmp.doctor.subject import Subject
+from tfmp.doctor.subject import Subject, scales
 
 LossScaleOptimizer = keras.optimizers.LossScaleOptimizer
 
@@ -164,8 +164,12 @@ def _intercepted(optimizer, step, scale):
         return loss * tf.cast(scale, loss.dtype)
 
     own = {"apply": apply, "apply_gradients": apply_gradients}
-    if isinstance(optimizer, LossScaleOptimizer):
+    if scales(optimizer):
         own["scale_loss"] = scale_loss
+    if isinstance(optimizer, LossScaleOptimizer):
+        # A `train_step` may read it, also of an optimizer that `fit` would have built.
+        own["dynamic_scale"] = keras.Variable(scale, trainable=False, dtype="float32")
+    before = {name: vars(optimizer)[name] for name in own if name in vars(optimizer)}
     # Not by setattr: Keras would track them.
     optimizer.__dict__.update(own)
     try:
@@ -173,6 +177,7 @@ def _intercepted(optimizer, step, scale):
     finally:
         for name in own:
             del optimizer.__dict__[name]
+        optimizer.__dict__.update(before)
 
 
 def _collect(step, gradients, variables):

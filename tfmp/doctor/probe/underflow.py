@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfmp import loss_scale
 from tfmp.doctor.probe import compare
 from tfmp.doctor.probe.recording import half_of
 from tfmp.doctor.probe.replay import weights_of
@@ -99,7 +100,7 @@ def _stuck(subject, reference, step, scale) -> dict[int, float]:
     if not known:
         return found
     for _, optimizer in subject.optimizers:
-        inner = getattr(optimizer, "inner_optimizer", optimizer)
+        inner = loss_scale.inner(optimizer)
         trained = {i: v for i, v in known.items() if not optimizer.built or _has(optimizer, v)}
         full = _steps(inner, trained, "float32", reference.gradients, 1.0)
         half = _steps(inner, trained, None, step.gradients, scale)

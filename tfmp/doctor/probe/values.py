@@ -95,6 +95,8 @@ class Probe:
         scale: Largest power of two up to the optimizer's loss scale at which the gradients are
             finite; 1.0 where nothing scales the loss; None where none is.
         wanted_scale: The optimizer's loss scale; None where nothing scales the loss.
+        off_scale: By the names of optimizers that scale: factor by which the gradients that a
+            `train_step` of the model's own hands over miss the scale; those of 1 are left out.
     """
 
     drawn: bool
@@ -105,4 +107,5 @@ class Probe:
     wanted_scale: float | None = None
     error: str | None = None
     unjudged: tuple[str, ...] = ()
+    off_scale: tuple[tuple[str, float], ...] = ()
     guessed: bool = False

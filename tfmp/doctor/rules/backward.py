@@ -3,12 +3,16 @@
 from collections.abc import Iterator
 
 from tfmp.doctor.finding import Finding
+from tfmp.doctor.probe.proportion import SCALE
 from tfmp.doctor.probe.values import Underflow
+from tfmp.doctor.rules import scaling
 from tfmp.doctor.rules.probed import GRAVE, faults, finding, own, percent
 from tfmp.doctor.subject import Subject
 
 # Share of a layer's gradient, by its numbers, or by its norm, whose loss is a finding.
 LOST_NUMBERS, LOST_NORM = 0.5, 0.1
+# Rules that find some of it in the source, and say more.
+SAID_BY = scaling.unscaled_loss, scaling.clipped_before_unscaling
 
 
 def backward_overflow(subject: Subject) -> Iterator[Finding]:
@@ -121,6 +125,79 @@ def gradient_underflow(subject: Subject) -> Iterator[Finding]:
             "drawn": probe.drawn,
         },
     )
+
+
+def gradients_off_scale(subject: Subject) -> Iterator[Finding]:
+    """Gradients that don't grow with the loss scale come out of the optimizer wrong.
+
+    An optimizer with a loss scale divides what it gets by the scale. Where a `train_step` never
+    scaled the loss, has divided the gradients itself, or clips them while they are scaled, updates
+    are too small by that factor, 32768 at first. The doctor runs the step at two scales, in
+    float32.
+
+    Example:
+        class Model(keras.Model):
+            def train_step(self, data):
+                x, y = data
+                with tf.GradientTape() as tape:
+                    loss = self.optimizer.scale_loss(keras.ops.mean((self(x) - y) ** 2))
+                gradients = tape.gradient(loss, self.trainable_variables)
+                scale = self.optimizer.dynamic_scale
+                gradients = [x / scale for x in gradients]  # apply divides them again
+                self.optimizer.apply(gradients, self.trainable_variables)
+                return {"loss": loss}
+
+    Mend:
+        Scale the loss once, by `optimizer.scale_loss(loss)` inside of the tape, and hand its
+        gradients over as they are; let the inner optimizer clip.
+
+    References:
+        https://github.com/keras-team/keras/issues/20894
+    """
+    for name, factor in subject.probe.off_scale if subject.probe else ():
+        if any(True for rule in SAID_BY for _ in rule(subject)):
+            return
+        yield Finding(
+            "gradients_off_scale",
+            "error",
+            None,
+            f"With a loss scale of {SCALE:g} the gradients that {name} gets are "
+            f"{factor * SCALE:.3g} times those without: it divides by the scale, so updates are "
+            "off by the rest. Scale the loss by optimizer.scale_loss inside of the tape, hand its "
+            "gradients over as they are, and let the inner optimizer clip.",
+            {"optimizer": name, "factor": factor, "drawn": subject.probe.drawn},
+        )
+
+
+def fixed_scale_overflows(subject: Subject) -> Iterator[Finding]:
+    """A fixed loss scale that is too large makes weights NaN, since nothing skips the step.
+
+    `loss_scale_factor` of a Keras optimizer multiplies the loss and divides the gradients, and
+    looks at neither: what overflows in between is applied.
+
+    Example:
+        optimizer = keras.optimizers.Adam(loss_scale_factor=1e9)
+        model.compile(optimizer, "mse", auto_scale_loss=False)
+
+    Mend:
+        `tfmp.LossScaleOptimizer`, which skips such a step and lowers its scale, or a smaller
+        factor.
+
+    References:
+        Micikevicius et al. 2018, Mixed Precision Training, arXiv:1710.03740, section 3.2.
+    """
+    probe = subject.probe
+    fixed = [name for name, x in subject.optimizers if x.loss_scale_factor]
+    if probe and fixed and probe.scale and (probe.wanted_scale or 0) > 2 * probe.scale:
+        yield Finding(
+            "fixed_scale_overflows",
+            "warning" if probe.drawn or probe.guessed else "error",
+            None,
+            f"{fixed[0]} has a loss_scale_factor of {probe.wanted_scale:g}, with which gradients "
+            f"overflow in float16, and nothing skips the step: on this batch {probe.scale:g} is "
+            "the largest power of two that fits. Use tfmp.LossScaleOptimizer, which finds it.",
+            {"factor": probe.wanted_scale, "fits": probe.scale, "drawn": probe.drawn},
+        )
 
 
 def update_underflow(subject: Subject) -> Iterator[Finding]:

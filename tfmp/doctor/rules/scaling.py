@@ -8,7 +8,7 @@ import keras
 from tfmp import loss_scale
 from tfmp.doctor import flow, source
 from tfmp.doctor.finding import Finding
-from tfmp.doctor.subject import Subject
+from tfmp.doctor.subject import Subject, scale_of, scales
 from tfmp.doctor.trace import is_graph
 
 
@@ -39,7 +39,7 @@ def no_loss_scale(subject: Subject) -> Iterator[Finding]:
         https://github.com/keras-team/keras/issues/19244
     """
     for name, optimizer in subject.optimizers:
-        if _scales(optimizer) or _unused(subject, name):
+        if scales(optimizer) or _unused(subject, name):
             continue
         where = _float16_of(subject, name, optimizer)
         if where:
@@ -92,7 +92,7 @@ def unscaled_loss(subject: Subject) -> Iterator[Finding]:
         https://github.com/keras-team/keras/issues/19479
         https://github.com/keras-team/keras/issues/20894
     """
-    scaling = [name for name, x in subject.optimizers if _scales(x)]
+    scaling = [name for name, x in subject.optimizers if scales(x)]
     step = source.step(subject.model)
     if scaling and step and step.unscaled and _are_scaled(subject, step.unscaled):
         yield Finding(
@@ -102,7 +102,7 @@ def unscaled_loss(subject: Subject) -> Iterator[Finding]:
             f"{step.where} applies gradients by an optimizer that divides them by its loss scale, "
             "and never calls scale_loss: updates come out too small by that factor. Call "
             "optimizer.scale_loss(loss) inside of the tape, and take its gradients.",
-            {"optimizers": scaling, "scale": _first_scale(dict(subject.optimizers)[scaling[0]])},
+            {"optimizers": scaling, "scale": scale_of(dict(subject.optimizers)[scaling[0]])},
         )
 
 
@@ -133,7 +133,7 @@ def clipped_before_unscaling(subject: Subject) -> Iterator[Finding]:
             are unscaled before they are clipped).
     """
     for name, optimizer in subject.optimizers:
-        clip = source.clips_in_apply(optimizer) if _scales(optimizer) else None
+        clip = source.clips_in_apply(optimizer) if scales(optimizer) else None
         if clip:
             yield Finding(
                 "clipped_before_unscaling",
@@ -145,7 +145,7 @@ def clipped_before_unscaling(subject: Subject) -> Iterator[Finding]:
                 {"clip": clip, "optimizers": [name]},
             )
     step = source.step(subject.model)
-    scaling = [name for name, x in subject.optimizers if _scales(x)]
+    scaling = [name for name, x in subject.optimizers if scales(x)]
     if step and step.clips_scaled and scaling:
         yield Finding(
             "clipped_before_unscaling",
@@ -212,16 +212,7 @@ def _are_scaled(subject, written) -> bool:
     """Whether one of the optimizers, as a `train_step` writes them, has a loss scale."""
     held = {f"self.{name}": optimizer for name, optimizer in subject.optimizers}
     # A name of no attribute may stand for any.
-    return any(name not in held or _scales(held[name]) for name in written)
-
-
-def _scales(optimizer) -> bool:
-    wrapped = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
-    return wrapped or bool(getattr(optimizer, "loss_scale_factor", None))
-
-
-def _first_scale(optimizer) -> float:
-    return float(getattr(optimizer, "loss_scale_factor", None) or loss_scale.scale(optimizer))
+    return any(name not in held or scales(held[name]) for name in written)
 
 
 def _float16_of(subject, name, optimizer) -> list[str]:

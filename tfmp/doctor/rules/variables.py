@@ -5,9 +5,14 @@ from collections.abc import Iterator
 import keras
 
 from tfmp import loss_scale
+from tfmp.doctor import flow
 from tfmp.doctor.finding import Finding
 from tfmp.doctor.subject import Subject
 from tfmp.policies.choice import HALF
+
+# Operations that give each number of a variable on by itself, so that its rounding stays in it. A
+# product with a matrix, or a sum, makes new numbers.
+NUMBER_BY_NUMBER = flow.ON_IDS | {"AddN", "Neg", "Square", "Rsqrt", "Sqrt", "Exp", "Log", "Tanh"}
 
 
 def half_variables(subject: Subject) -> Iterator[Finding]:
@@ -54,6 +59,79 @@ def half_variables(subject: Subject) -> Iterator[Finding]:
                 "(bfloat16: 256). Build it under a floatx of float32.",
                 {"metric": metric.name},
             )
+
+
+def rounded_state(subject: Subject) -> Iterator[Finding]:
+    """A layer that updates a float32 variable from its value in half rounds it in every step.
+
+    In `call` a layer reads its variables cast to the precision it computes in. A running mean that
+    is assigned from such a reading has 11 bits, whatever its own dtype: changes below its rounding,
+    as of a momentum of 0.999, are lost, and it stands still. A kernel that is normalized in place
+    so loses what the optimizer had added to it, as in Keras' SpectralNormalization.
+
+    Example:
+        class Center(keras.layers.Layer):
+            def build(self, shape):
+                self.mean = self.add_weight(shape=shape[-1:], trainable=False)
+
+            def call(self, inputs):
+                mean = keras.ops.mean(inputs, axis=0)
+                self.mean.assign(0.999 * self.mean + 0.001 * mean)  # reads it in float16
+                return inputs - self.mean
+
+    Mend:
+        `add_weight(..., autocast=False)` and the update in float32, or `dtype="float32"` for the
+        layer.
+
+    References:
+        https://github.com/tensorflow/addons/issues/2405
+    """
+    told = set()
+    for operation in subject.trace.operations:
+        written = subject.trace.variables.get(id(operation), ())
+        if operation.type != "AssignVariableOp" or not written:
+            continue
+        variable, path = written[0], subject.path(operation)
+        if variable.dtype != "float32" or (path, variable.path) in told:
+            continue
+        if dtype := _read_in_half(subject, operation.inputs[1], variable):
+            told.add((path, variable.path))
+            yield Finding(
+                "rounded_state",
+                "error",
+                path,
+                f"Assigns to {variable.name!r} what it computes of its value in {dtype}: the "
+                "float32 variable is rounded in every step, and small changes are lost. Make it "
+                'with autocast=False and update it in float32, or give the layer dtype="float32".',
+                {"variable": variable.path, "dtype": dtype},
+                subject.float32(path),
+            )
+
+
+def _read_in_half(subject, value, variable) -> str | None:
+    """The half dtype in which a value depends on a variable, number by number; None: in none."""
+    stack, seen = [(value, None)], set()
+    while stack:
+        x, dtype = stack.pop()
+        dtype = dtype or (x.dtype.name if flow.is_half(x) else None)
+        if (id(x), dtype) in seen:
+            continue
+        seen.add((id(x), dtype))
+        if x.op.type == "ReadVariableOp":
+            if dtype and any(v is variable for v in subject.trace.variables.get(id(x.op), ())):
+                return dtype
+        elif x.op.type in ("If", "StatelessIf"):
+            stack += [(given, dtype) for given in _of_branches(x)]
+        elif x.op.type in NUMBER_BY_NUMBER:
+            stack += [(given, dtype) for given in x.op.inputs]
+    return None
+
+
+def _of_branches(tensor):
+    """What the two branches of a condition give for one of its outputs."""
+    for name in ("then_branch", "else_branch"):
+        function = tensor.op.graph._get_function(tensor.op.get_attr(name).name)
+        yield function.graph.outputs[tensor.value_index]
 
 
 def half_optimizer_epsilon(subject: Subject) -> Iterator[Finding]:
