@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tfmp import errors, workers
+from tfmp.workers import identity, joining
 
 PROGRAMS = pathlib.Path(__file__).parent / "programs.py"
 TIMEOUT = 120  # seconds, and all that hangs is killed
@@ -215,7 +216,7 @@ def test_a_chief_of_its_own_kind_is_the_first(monkeypatch):
 def test_slurm(monkeypatch):
     monkeypatch.delenv("TF_CONFIG", raising=False)
     step = ("5", "6", "node[1-3]", "2(x3)")
-    for key, value in zip(workers.SLURM, step, strict=True):
+    for key, value in zip(identity.SLURM, step, strict=True):
         monkeypatch.setenv(key, value)
     hosts = [f"node{n}:{port}" for n in (1, 2, 3) for port in (8888, 8889)]
     assert workers.in_environment() == workers.Worker(5, tuple(hosts), "worker", 5)
@@ -228,12 +229,12 @@ def test_a_missing_worker_and_a_port_that_is_taken():
     ports = free_ports(2)
     worker = workers.Worker(0, tuple(f"localhost:{port}" for port in ports))
     with pytest.raises(errors.UserError, match=rf"Waited 0.5 s for worker 1 \(.*:{ports[1]}\)"):
-        workers._meet(worker, 0.5)
+        joining._meet(worker, 0.5)
     with socket.socket() as other:
         other.bind(("", ports[0]))
         other.listen()
         with pytest.raises(errors.UserError, match=rf"worker 0 can't listen at .*:{ports[0]}"):
-            workers._meet(worker, 0.5)
+            joining._meet(worker, 0.5)
 
 
 def test_multi_worker_without_workers(monkeypatch):

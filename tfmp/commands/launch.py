@@ -10,9 +10,11 @@ they are shared out evenly. Across machines Slurm or Kubernetes starts the worke
 
 It ends when all have ended: with status 0 if all did, else with that of the first one that did
 not, but not 75 (a peer was lost; killed) if another has a status of its own. A worker that outlives
-another's failure by more than --grace seconds is killed, as are all after Ctrl-C.
+another's failure by more than --grace seconds is killed. Ctrl-C and SIGTERM are passed on to all
+workers, which save one checkpoint and stop with status 75; a second one kills them.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -70,12 +72,13 @@ def run(config):
     addresses = [f"localhost:{port}" for port in free_ports(config.workers)]
     started, shown = [], []
     try:
-        for index in range(config.workers):
-            process = _start(config, index, addresses)
-            started.append(process)
-            shown.append(threading.Thread(target=_show, args=(index, process), daemon=True))
-            shown[-1].start()
-        statuses = _wait(started, config.grace)
+        with _passing_signals_on(started):
+            for index in range(config.workers):
+                process = _start(config, index, addresses)
+                started.append(process)
+                shown.append(threading.Thread(target=_show, args=(index, process), daemon=True))
+                shown[-1].start()
+            statuses = _wait(started, config.grace)
     finally:
         for process in started:
             if process.poll() is None:
@@ -122,6 +125,7 @@ def _start(config, index, addresses):
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
+            process_group=0,  # a terminal's Ctrl-C comes by this program alone, so once
         )
     except OSError as error:
         raise UserError(f"Can't start {words[0]!r}: {error}.") from None
@@ -141,6 +145,25 @@ def _gpus(index, workers):
     seen = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = seen.split(",") if seen else [str(number) for number in range(len(found))]
     return {"CUDA_VISIBLE_DEVICES": ",".join(names[index * share : (index + 1) * share])}
+
+
+@contextlib.contextmanager
+def _passing_signals_on(started):
+    """Passes the first SIGINT or SIGTERM on to the workers; a second one is a Ctrl-C."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+
+    def pass_on(number, frame):
+        for each in numbers:
+            signal.signal(each, signal.default_int_handler)
+        for process in started:
+            process.send_signal(number)
+
+    former = {number: signal.signal(number, pass_on) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
 
 
 def _show(index, process):

@@ -13,7 +13,7 @@ import time
 import keras
 import tensorflow as tf
 
-from tfmp import distribution, loss_scale
+from tfmp import distribution, loss_scale, workers
 from tfmp.errors import NonFiniteError, StoppedError
 from tfmp.files import read_metrics
 
@@ -120,13 +120,14 @@ class Checkpointer(keras.callbacks.Callback):
     """Saves the full state after each epoch, every so many steps, and when asked to stop.
 
     Between `on_train_begin` and `on_train_end` the first SIGINT or SIGTERM saves and stops at the
-    next step; a second one stops at once. One of several workers can't save alone: it stops, and
-    with it the others.
+    next step; a second one stops at once. One to any of several workers stops all, at the same
+    step.
 
     Args:
         checkpoints: `Checkpoints` to save to.
         guard: `NonFiniteGuard` that looks before each save, so that every checkpoint is good.
         stopwatch: `tfmp.training.stopwatch.Stopwatch` whose seconds and joules are saved too.
+        stop: `tfmp.workers.Stop` of all workers.
         every_steps: Steps between two saves; 0: only after epochs.
         resume_hint: What the message tells the user to do to go on.
 
@@ -134,14 +135,14 @@ class Checkpointer(keras.callbacks.Callback):
         StoppedError: In `fit`, after a signal.
     """
 
-    def __init__(self, checkpoints, guard, stopwatch, every_steps, resume_hint):
+    def __init__(self, checkpoints, guard, stopwatch, stop, every_steps, resume_hint):
         super().__init__()
         self._checkpoints = checkpoints
         self._guard = guard
         self._stopwatch = stopwatch
+        self._stop = stop
         self._every = every_steps
         self._hint = resume_hint
-        self._signal = None
         self._former = {}
         self._epoch_begin = 0
 
@@ -166,16 +167,18 @@ class Checkpointer(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch, logs=None):
         """Saves when it is time or a signal came; the state is that after the former step."""
-        if self._signal:
-            self._stop()
-        if self._every and batch and (self._epoch_begin + batch) % self._every == 0:
+        step = self._epoch_begin + batch
+        if self._stop.is_due(step, begins=self.model.steps_per_execution):
+            self._end(step)
+        if self._every and batch and step % self._every == 0:
             self._save()
 
     def on_epoch_end(self, epoch, logs=None):
         """Saves."""
         self._save()
-        if self._signal:
-            self._stop()
+        step = int(self.model.step)
+        if self._stop.is_due(step):
+            self._end(step)
 
     def _save(self):
         self._guard.check()
@@ -184,19 +187,15 @@ class Checkpointer(keras.callbacks.Callback):
         self._checkpoints.save()
 
     def _on_signal(self, number, frame):
-        self._signal = signal.Signals(number).name
+        said = signal.Signals(number).name
         self.restore_signals()
-        print(f"\n{self._signal}: saving after this step. Again: stop at once.", file=sys.stderr)
+        self._stop.ask(said)
+        print(f"\n{said}: saving after this step. Again: stop at once.", file=sys.stderr)
 
-    def _stop(self):
-        step = int(self.model.step)
-        if distribution.worker(self.model.distribute_strategy).count > 1:
-            raise StoppedError(
-                f"Stopped by {self._signal} after step {step}; what was saved before is kept. "
-                f"{self._hint}"
-            )
+    def _end(self, step):
         self._save()
-        raise StoppedError(f"Stopped by {self._signal} after step {step}, saved. {self._hint}")
+        workers.finish(distribution.worker(self.model.distribute_strategy))
+        raise StoppedError(f"Stopped by {self._stop.reason} after step {step}, saved. {self._hint}")
 
 
 class EarlyStopping(keras.callbacks.EarlyStopping):

@@ -99,8 +99,9 @@ def fit(learner, data, config, workdir, *, resume_hint="", extra_callbacks=(), p
         files.keep_epochs(log, int(learner.step) // epoch_steps)
     _compare(worker, learner, data, checkpoints)
     guard = callbacks.NonFiniteGuard(epoch_steps, checkpoints)
+    stop = workers.Stop(worker, int(learner.step))
     saver = callbacks.Checkpointer(
-        checkpoints, guard, stopwatch, config.save_every_steps, resume_hint
+        checkpoints, guard, stopwatch, stop, config.save_every_steps, resume_hint
     )
     logger = keras.callbacks.CSVLogger(log if worker.is_chief else os.devnull, append=True)
     # Logs are completed before they are written, and written before the epoch counts as done.
@@ -116,6 +117,7 @@ def fit(learner, data, config, workdir, *, resume_hint="", extra_callbacks=(), p
         with naming_errors(config, learner.model, worker):
             _train(learner, data, config, epoch_steps, checkpoints, metrics, every)
     finally:
+        stop.close()
         logger.on_train_end()
         saver.on_train_end()
         if tracer:

@@ -99,10 +99,15 @@ def start(name, config):
     strategy = distribution.resolve(config.strategy, config.start_timeout)
     worker = distribution.worker(strategy)
     resolved = policies.resolve(config.policy)
+    _compare(worker, name, config, resolved.name, strategy)
     distribution.check_batch_size(
         config.batch_size, strategy.num_replicas_in_sync, config.gradient_accumulation_steps
     )
-    _compare(worker, name, config, resolved.name, strategy)
+    if config.trace_every and worker.count > 1:
+        raise UserError(
+            "--trace_every follows the replicas of one process. Received several workers. Trace a "
+            "run of one."
+        )
     folder = workers.chief_first(worker, "workdir", lambda: str(open_workdir(name, config)))
     # Each may know the same folder by another name; by default it has the chief's clock in it.
     workdir = pathlib.Path(folder if worker.is_chief or not config.workdir else config.workdir)
