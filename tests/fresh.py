@@ -7,6 +7,7 @@ program starts, or of what has to be set before TensorFlow is imported, takes `s
 """
 
 import multiprocessing
+import multiprocessing.connection
 import os
 import pathlib
 import runpy
@@ -46,11 +47,11 @@ def run_together(programs, *, envs, cwd=None, timeout=300):
         timeout: Seconds that they may take together.
 
     Returns:
-        A list of `subprocess.CompletedProcess`.
+        A list of `subprocess.CompletedProcess`, with `ended`, the `time.monotonic()` of its end.
     """
     own_group = multiprocessing.parent_process() is None  # what a fork starts ends with it
     end = time.monotonic() + timeout
-    started, ended = [], []
+    started, ended, times = [], [], {}
     with tempfile.TemporaryDirectory() as folder:
         try:
             for index, (words, env) in enumerate(zip(programs, envs, strict=True)):
@@ -60,17 +61,23 @@ def run_together(programs, *, envs, cwd=None, timeout=300):
                 process = CONTEXT.Process(target=_program, args=(own_group, *job))
                 process.start()
                 started.append((process, *job[:3]))
+            running = {process.sentinel: n for n, (process, *_) in enumerate(started)}
+            while running and time.monotonic() < end:
+                timeout = max(0.0, end - time.monotonic())
+                for sentinel in multiprocessing.connection.wait(list(running), timeout):
+                    times[running.pop(sentinel)] = time.monotonic()
             for process, *_ in started:
-                process.join(max(0.0, end - time.monotonic()))
+                process.join(0.0)
         finally:
             codes = [process.exitcode for process, *_ in started]
             for process, *_ in started:
                 if process.is_alive():
                     os.killpg(process.pid, signal.SIGKILL) if own_group else process.kill()
                     process.join()
-        for code, (_, words, *files) in zip(codes, started, strict=True):
+        for index, (_, words, *files) in enumerate(started):
             said = [x.read_text(errors="replace") if x.exists() else "" for x in files]
-            ended.append(subprocess.CompletedProcess(words, code, *said))
+            ended.append(subprocess.CompletedProcess(words, codes[index], *said))
+            ended[-1].ended = times.get(index, end)
     return ended
 
 

@@ -4,16 +4,16 @@ import json
 import os
 import pathlib
 import random
+import re
 import signal
-import socket
 import time
 
 import fresh
 import numpy as np
 import pytest
 
-from tfmp import errors, workers
-from tfmp.workers import identity, joining
+from tfmp import errors
+from tfmp.commands import launch
 
 PROGRAMS = pathlib.Path(__file__).parent / "programs.py"
 TIMEOUT = 120  # seconds, and all that hangs is killed
@@ -26,17 +26,6 @@ FLAGS = [
 STEPS = 20  # of an epoch
 
 
-def free_ports(count):
-    """Ports that nothing listens at, as far as one can know."""
-    with_sockets = [socket.socket() for _ in range(count)]
-    for one in with_sockets:
-        one.bind(("localhost", 0))
-    ports = [one.getsockname()[1] for one in with_sockets]
-    for one in with_sockets:
-        one.close()
-    return ports
-
-
 def tf_config(index, ports):
     """TF_CONFIG of a worker on this machine."""
     cluster = {"worker": [f"localhost:{port}" for port in ports]}
@@ -45,7 +34,7 @@ def tf_config(index, ports):
 
 def run_workers(name, *argument_lists):
     """Runs one of `programs.py` on as many workers as there are lists of its arguments."""
-    ports = free_ports(len(argument_lists))
+    ports = launch.free_ports(len(argument_lists))
     environments = [
         os.environ | {"TF_CONFIG": tf_config(index, ports)} for index in range(len(ports))
     ]
@@ -55,85 +44,129 @@ def run_workers(name, *argument_lists):
 
 # --- one verdict, equal weights
 
-CASES = ("float32", "xla", "steps", "overflow0", "overflow1")
+CASES = {2: ("float32", "overflows", "xla", "steps"), 3: ("float32", "overflows")}
+EACH_CASE = [(count, case) for count, cases in CASES.items() for case in cases]
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, run_program):
-    """Folder of what two workers, and one process with two replicas, ended with."""
-    folder = tmp_path_factory.mktemp("engine")
-    alone = run_program("engine", folder)
-    assert alone.returncode == 0, alone
-    ended = run_workers("engine", [folder], [folder])
-    assert [x.returncode for x in ended] == [0, 0], ended
-    (folder / "errors.json").write_text(
-        json.dumps([json.loads(x.stdout.splitlines()[-1]) for x in ended])
+    """Folder of what workers, and one process with as many replicas, ended with: by count."""
+    folders = {}
+    for count in CASES:
+        folder = folders[count] = tmp_path_factory.mktemp("engine")
+        alone = run_program("engine", folder, replicas=count)
+        assert alone.returncode == 0, alone
+        ended = run_workers("engine", *[[folder]] * count)
+        assert [x.returncode for x in ended] == [0] * count, ended
+        said = [json.loads(x.stdout.splitlines()[-1]) for x in ended]
+        (folder / "refused.json").write_text(json.dumps(said))
+    return folders
+
+
+@pytest.mark.parametrize(("count", "case"), EACH_CASE)
+def test_workers_equal_one_process_with_as_many_replicas(trained, count, case):
+    alone, chief, *others = (
+        np.load(trained[count] / f"{case}-{who}.npz") for who in ("alone", *range(count))
     )
-    return folder
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_two_workers_equal_one_process_with_two_replicas(trained, case):
-    alone, chief, other = (np.load(trained / f"{case}-{who}.npz") for who in ("alone", 0, 1))
     assert len(alone.files) > 10
     for name in alone.files:
-        np.testing.assert_array_equal(chief[name], other[name], err_msg=name)
+        for other in others:
+            np.testing.assert_array_equal(chief[name], other[name], err_msg=name)
         if name.startswith("log "):
             np.testing.assert_allclose(alone[name], chief[name], rtol=1e-6, err_msg=name)
         else:
             np.testing.assert_array_equal(alone[name], chief[name], err_msg=name)
 
 
-@pytest.mark.parametrize("case", ["overflow0", "overflow1"])
-def test_an_overflow_on_one_worker_is_skipped_by_both(trained, case):
-    for who in (0, 1):
-        found = np.load(trained / f"{case}-{who}.npz")
+@pytest.mark.parametrize("count", CASES)
+def test_an_overflow_on_each_worker_in_turn_is_skipped_by_all(trained, count):
+    for who in range(count):
+        found = np.load(trained[count] / f"overflows-{who}.npz")
         ends = {name.split("/")[-1]: found[name] for name in found.files}
-        assert ends["skipped_steps"] == 2  # once an epoch
-        assert ends["dynamic_scale"] == 2.0**8 / 4  # halved once for each
-        assert ends["iteration"] == 2 * 5 - 2
+        assert ends["skipped_steps"] == 2 * count  # of each worker once an epoch
+        assert ends["dynamic_scale"] == 2.0**8 / 2 ** (2 * count)  # halved once for each
+        assert ends["iteration"] == 2 * 5 - 2 * count
         assert all(np.isfinite(found[x]).all() for x in found.files if not x.startswith("log "))
 
 
-def test_who_differs_is_named(trained):
-    for said in json.loads((trained / "errors.json").read_text()):
-        assert said == ["The workers differ: --seed is 1 on worker 1 and 0 on the chief. Mend it."]
+@pytest.mark.parametrize("count", CASES)
+def test_a_worker_that_differs_is_refused_at_the_start_by_name(trained, count):
+    said = json.loads((trained[count] / "refused.json").read_text())
+    for each in said:
+        seed, batch_size, version, indivisible = each
+        begin, end = "2: The workers differ: ", ". Start all with the same flags and packages."
+        assert seed == f"{begin}--seed is 8 on worker 1 and 0 on the chief{end}"
+        assert batch_size == f"{begin}--batch_size is 24 on worker 1 and 48 on the chief{end}"
+        assert version.startswith(f"{begin}the version of tfmp is '0.0.1' on worker 1 and '")
+        assert indivisible.startswith(f"2: Expected a batch size that {count} replicas can share")
 
 
-# --- a recipe, killed
+# --- a recipe, killed and stopped
+
+
+def run_all(*todo, other=None):
+    """Runs the recipe so many times on two workers; `other` is what worker 1 does, if not that."""
+    return run_workers("recipes", [json.dumps(todo)], [json.dumps(other or todo)])
+
+
+def run(folder, *more, **settings):
+    """A run of the recipe as `programs.py` wants it."""
+    return {"flags": [*FLAGS, f"--workdir={folder}", *more], **settings}
+
+
+def kill(folder, victims, seed, between=(), last=(), others_last=()):
+    """Kills a worker in each of several runs, at a random step; the next launch resumes it.
+
+    Args:
+        folder: Runs get the folders `killed0`, `killed1`, ... in it.
+        victims: A worker for each run.
+        seed: Decides the steps.
+        between: Runs behind the first resumed one.
+        last: Runs at the very end.
+        others_last: What worker 1 does in place of `last`.
+
+    Returns:
+        A list of what the workers of each launch ended with.
+    """
+    generator, launches = random.Random(seed), []
+    todo: list = []
+    for number, victim in enumerate(victims):
+        step = generator.randrange(1, 2 * STEPS)
+        print(f"TFMP_TEST_SEED={seed}: worker {victim} is killed before step {step}")
+        killed = folder / f"killed{number}"
+        launches.append(run_all(*todo, run(killed, signal="SIGKILL", step=step, worker=victim)))
+        todo, between = [run(killed, "--resume"), *between], ()
+    launches.append(run_all(*todo, *last, other=[*todo, *others_last]))
+    return launches
+
+
+def assert_others_left(ended, victim):
+    """Asserts that who lost a worker said so, and left in time; returns after how many seconds."""
+    assert ended[victim].returncode == -signal.SIGKILL, ended
+    other = ended[1 - victim]
+    assert other.returncode == errors.PeerError.exit_status == 75, ended
+    assert "a worker was lost" in other.stderr.splitlines()[-1], ended
+    seconds = other.ended - ended[victim].ended
+    assert seconds < 60, ended
+    return seconds
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, run_program):
-    """Folder of runs: whole in one process; killed and resumed; and what their workers said."""
+    """Folder of runs (whole, killed, stopped; resumed), and what the workers ended with."""
     folder = tmp_path_factory.mktemp("runs")
-    steps = random.Random(SEED).choices(range(1, 2 * STEPS), k=2)
-    print(f"TFMP_TEST_SEED={SEED}: killed before steps {steps}")
-
-    def run(name, *more, **settings):
-        return {"flags": [*FLAGS, f"--workdir={folder / name}", *more], **settings}
-
-    def run_all(*todo, other=None):
-        return run_workers("recipes", [json.dumps(todo)], [json.dumps(other or todo)])
-
-    kills = [
-        {"signal": "SIGKILL", "step": step, "worker": who}
-        for who, step in zip((1, 0), steps, strict=True)
-    ]
-    began = time.monotonic()
-    ended = [
-        run_all(run("killed1", **kills[0])),
-        run_all(run("killed1", "--resume"), run("killed0", **kills[1])),
-        run_all(
-            run("killed0", "--resume"),
-            run("differs"),
-            other=[run("killed0", "--resume"), run("differs", "--seed=8")],
-        ),
-    ]
-    print(f"{time.monotonic() - began:.1f} s")
-    alone = run_program("recipes", json.dumps([run("whole", "--strategy=mirrored")]))
+    stopped = folder / "stopped"
+    launches = kill(
+        folder,
+        (1, 0),
+        SEED,
+        between=[run(stopped, signal="SIGTERM", step=4, worker=1), run(stopped, "--resume")],
+        last=[run(folder / "apart")],
+        others_last=[run(folder / "killed0")],
+    )
+    alone = run_program("recipes", json.dumps([run(folder / "whole", "--strategy=mirrored")]))
     assert alone.returncode == 0, alone
-    return folder, ended
+    return folder, launches
 
 
 def weights(folder):
@@ -146,101 +179,59 @@ def weights(folder):
     return {n: reader.get_tensor(n) for n in names if not n.startswith(skipped)}
 
 
-@pytest.mark.parametrize("victim", [1, 0])
-def test_a_killed_worker_ends_the_other(runs, victim):
-    ended = runs[1][0 if victim else 1]
-    assert ended[victim].returncode == -signal.SIGKILL, ended
-    assert ended[1 - victim].returncode == errors.PeerError.exit_status == 75, ended
-    assert "a worker was lost" in ended[1 - victim].stderr.splitlines()[-1], ended
-
-
-@pytest.mark.parametrize("name", ["killed1", "killed0"])
-def test_restarted_workers_end_with_the_weights_of_an_uninterrupted_run(runs, name):
-    whole, resumed = weights(runs[0] / "whole"), weights(runs[0] / name)
+def assert_same_weights(one, other):
+    """Asserts that two runs ended with the same weights, bit for bit."""
+    whole, resumed = weights(one), weights(other)
     assert whole.keys() == resumed.keys() and len(whole) > 20
     for key, value in whole.items():
         np.testing.assert_array_equal(value, resumed[key], err_msg=key)
 
 
+@pytest.mark.parametrize(("launch", "victim"), [(0, 1), (1, 0)])
+def test_a_killed_worker_ends_the_other(runs, launch, victim):
+    assert_others_left(runs[1][launch], victim)
+
+
+@pytest.mark.parametrize("name", ["killed0", "killed1", "stopped"])
+def test_restarted_workers_end_with_the_weights_of_an_uninterrupted_run(runs, name):
+    assert_same_weights(runs[0] / "whole", runs[0] / name)
+
+
+def test_a_signal_to_one_worker_stops_all_behind_one_step(runs):
+    for ended in runs[1][1]:
+        (said,) = (x for x in ended.stderr.splitlines() if x.startswith("error: Stopped"))
+        found = re.match(r"error: Stopped by SIGTERM to worker 1 after step (\d+), saved", said)
+        assert found and 4 < int(found[1]) < 2 * STEPS, said
+
+
+def test_another_checkpoint_is_refused_by_name(runs):
+    for ended in runs[1][2]:
+        assert ended.returncode == 2, ended
+        said = ended.stderr.splitlines()[-1]
+        assert said.startswith("error: The workers differ: the step is 40 on worker 1 and 0 on the")
+
+
 def test_what_workers_say_and_write(runs):
-    folder, ended = runs
-    results = json.loads((folder / "killed0" / "results.json").read_text())
+    folder, launches = runs
+    results = json.loads((folder / "killed1" / "results.json").read_text())
     assert (results["workers"], results["replicas"]) == (2, 2)
     whole = json.loads((folder / "whole" / "results.json").read_text())
     assert results["final"]["test_loss"] == pytest.approx(whole["final"]["test_loss"], rel=1e-6)
-    rows = (folder / "killed0" / "metrics.csv").read_text().splitlines()
+    rows = (folder / "killed1" / "metrics.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in rows] == ["epoch", "0", "1"]
-    chief, other = ended[2]
-    assert chief.returncode == other.returncode == 2, ended[2]
-    for one in ended[2]:
-        said = one.stderr.splitlines()[-1]
-        assert said.startswith("error: The workers differ: --seed is 8 on worker 1 and 7 on"), said
-    assert not (folder / "differs").exists()
+    chief, other = launches[2]
     assert "worker 0 of 2" in chief.stdout and "Epoch 2/2" in chief.stdout
     assert "worker 1 of 2" in other.stdout and "Epoch 2/2" not in other.stdout
+    assert all("by element: " in each.stdout for each in launches[2])
 
 
-# --- mistakes
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("{", "Expecting property name"),
-        ("[]", "list indices"),
-        ('{"cluster": {"worker": ["a:1"]}}', "no 'task'"),
-        ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}', "worker 1"),
-        ('{"cluster": {"worker": ["a"]}, "task": {"type": "worker", "index": 0}}', "'a' is not"),
-        ('{"cluster": {"ps": ["a:1"]}, "task": {"type": "ps", "index": 0}}', "can train"),
-        (
-            '{"cluster": {"worker": ["a:1", "a:1"]}, "task": {"type": "worker", "index": 0}}',
-            "twice",
-        ),
-    ],
-)
-def test_a_malformed_tf_config(monkeypatch, text, said):
-    monkeypatch.setenv("TF_CONFIG", text)
-    with pytest.raises(errors.UserError, match=f"Expected TF_CONFIG like .*{said}"):
-        workers.in_environment()
-
-
-def test_a_chief_of_its_own_kind_is_the_first(monkeypatch):
-    cluster = '{"cluster": {"worker": ["a:1", "b:1"], "chief": ["c:1"]}, "task": '
-    for job, task, index in (("chief", 0, 0), ("worker", 0, 1), ("worker", 1, 2)):
-        monkeypatch.setenv("TF_CONFIG", f'{cluster}{{"type": "{job}", "index": {task}}}}}')
-        found = workers.in_environment()
-        assert found == workers.Worker(index, ("c:1", "a:1", "b:1"), job, task)
-        assert found.is_chief == (job == "chief")
-
-
-def test_slurm(monkeypatch):
-    monkeypatch.delenv("TF_CONFIG", raising=False)
-    step = ("5", "6", "node[1-3]", "2(x3)")
-    for key, value in zip(identity.SLURM, step, strict=True):
-        monkeypatch.setenv(key, value)
-    hosts = [f"node{n}:{port}" for n in (1, 2, 3) for port in (8888, 8889)]
-    assert workers.in_environment() == workers.Worker(5, tuple(hosts), "worker", 5)
-    monkeypatch.setenv("SLURM_STEP_NODELIST", "node[1-")
-    with pytest.raises(errors.UserError, match=r"variables of a Slurm step.*node\[1-"):
-        workers.in_environment()
-
-
-def test_a_missing_worker_and_a_port_that_is_taken():
-    ports = free_ports(2)
-    worker = workers.Worker(0, tuple(f"localhost:{port}" for port in ports))
-    with pytest.raises(errors.UserError, match=rf"Waited 0.5 s for worker 1 \(.*:{ports[1]}\)"):
-        joining._meet(worker, 0.5)
-    with socket.socket() as other:
-        other.bind(("", ports[0]))
-        other.listen()
-        with pytest.raises(errors.UserError, match=rf"worker 0 can't listen at .*:{ports[0]}"):
-            joining._meet(worker, 0.5)
-
-
-def test_multi_worker_without_workers(monkeypatch):
-    from tfmp import distribution
-
-    for key in ("TF_CONFIG", "SLURM_STEP_NUM_TASKS"):
-        monkeypatch.delenv(key, raising=False)
-    with pytest.raises(errors.UserError, match=r"expects TF_CONFIG.*python -m tfmp launch"):
-        distribution.resolve("multi_worker")
+@pytest.mark.slow
+def test_five_kills_of_each(tmp_path, run_program):
+    victims = (1, 0) * 5
+    launches = kill(tmp_path, victims, SEED)
+    seconds = [assert_others_left(e, v) for e, v in zip(launches, victims, strict=False)]
+    print("seconds until the other had left:", " ".join(f"{x:.1f}" for x in seconds))
+    assert [ended.returncode for ended in launches[-1]] == [0, 0]
+    assert run_program("recipes", json.dumps([run(tmp_path / "whole", "--strategy=mirrored")]))
+    for number in range(len(victims)):
+        assert_same_weights(tmp_path / "whole", tmp_path / f"killed{number}")

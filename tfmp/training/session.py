@@ -145,6 +145,7 @@ def _compare(worker, name, config, policy, strategy):
         if key not in LOCAL_SETTINGS
     }
     versions = {f"the version of {key}": x for key, x in provenance.versions().items()}
+    versions["the commit of tfmp"] = provenance.git_commit()
     replicas = len(distribution.devices(strategy))
     facts = {"the recipe": name, "the policy": policy, "the number of replicas": replicas}
     workers.agree(

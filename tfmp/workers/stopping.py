@@ -36,7 +36,7 @@ class Stop:
         self._worker = worker
         self._begun = step
         self._last: int | None = None
-        self._answered = False
+        self._told = self._answered = False
         self._lock = threading.Lock()
         self._topic = talking.once("stop")
         if worker.count > 1:
@@ -60,6 +60,10 @@ class Stop:
         """
         if self._worker.count == 1:
             return self.reason is not None
+        if self.reason and not self._told:
+            self._told = True
+            with contextlib.suppress(PeerError):  # another worker was asked before
+                talking.put(self._topic, self.reason)
         with self._lock:
             if not self._answered:
                 self._begun = step + begins
@@ -76,12 +80,7 @@ class Stop:
                 self._answer(NEVER)
 
     def _listen(self):
-        told = False
         while not self._answered:
-            if self.reason and not told:
-                told = True
-                with contextlib.suppress(PeerError):  # another worker was asked before
-                    talking.put(self._topic, self.reason)
             try:
                 reason = talking.get_once(self._topic, LISTEN_MS)
             except (tf.errors.DeadlineExceededError, tf.errors.NotFoundError):

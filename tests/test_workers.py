@@ -1,0 +1,70 @@
+"""Who is which worker, and the mistakes that are seen before any is joined."""
+
+import socket
+
+import pytest
+
+from tfmp import distribution, errors, workers
+from tfmp.commands import launch
+from tfmp.workers import identity, joining
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "Expecting property name"),
+        ("[]", "list indices"),
+        ('{"cluster": {"worker": ["a:1"]}}', "no 'task'"),
+        ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}', "worker 1"),
+        ('{"cluster": {"worker": ["a"]}, "task": {"type": "worker", "index": 0}}', "'a' is not"),
+        ('{"cluster": {"ps": ["a:1"]}, "task": {"type": "ps", "index": 0}}', "can train"),
+        (
+            '{"cluster": {"worker": ["a:1", "a:1"]}, "task": {"type": "worker", "index": 0}}',
+            "twice",
+        ),
+    ],
+)
+def test_a_malformed_tf_config(monkeypatch, text, said):
+    monkeypatch.setenv("TF_CONFIG", text)
+    with pytest.raises(errors.UserError, match=f"Expected TF_CONFIG like .*{said}"):
+        workers.in_environment()
+
+
+def test_a_chief_of_its_own_kind_is_the_first(monkeypatch):
+    cluster = '{"cluster": {"worker": ["a:1", "b:1"], "chief": ["c:1"]}, "task": '
+    for job, task, index in (("chief", 0, 0), ("worker", 0, 1), ("worker", 1, 2)):
+        monkeypatch.setenv("TF_CONFIG", f'{cluster}{{"type": "{job}", "index": {task}}}}}')
+        found = workers.in_environment()
+        assert found == workers.Worker(index, ("c:1", "a:1", "b:1"), job, task)
+        assert found.is_chief == (job == "chief")
+
+
+def test_slurm(monkeypatch):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    step = ("5", "6", "node[1-3]", "2(x3)")
+    for key, value in zip(identity.SLURM, step, strict=True):
+        monkeypatch.setenv(key, value)
+    hosts = [f"node{n}:{port}" for n in (1, 2, 3) for port in (8888, 8889)]
+    assert workers.in_environment() == workers.Worker(5, tuple(hosts), "worker", 5)
+    monkeypatch.setenv("SLURM_STEP_NODELIST", "node[1-")
+    with pytest.raises(errors.UserError, match=r"variables of a Slurm step.*node\[1-"):
+        workers.in_environment()
+
+
+def test_a_missing_worker_and_a_port_that_is_taken():
+    ports = launch.free_ports(2)
+    worker = workers.Worker(0, tuple(f"localhost:{port}" for port in ports))
+    with pytest.raises(errors.UserError, match=rf"Waited 0.5 s for worker 1 \(.*:{ports[1]}\)"):
+        joining._meet(worker, 0.5)
+    with socket.socket() as other:
+        other.bind(("", ports[0]))
+        other.listen()
+        with pytest.raises(errors.UserError, match=rf"worker 0 can't listen at .*:{ports[0]}"):
+            joining._meet(worker, 0.5)
+
+
+def test_multi_worker_without_workers(monkeypatch):
+    for key in ("TF_CONFIG", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(key, raising=False)
+    with pytest.raises(errors.UserError, match=r"expects TF_CONFIG.*python -m tfmp launch"):
+        distribution.resolve("multi_worker")
