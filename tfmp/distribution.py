@@ -7,6 +7,7 @@ So one replica's forward pass, or update, can be traced and compiled like that o
 
 import contextlib
 import contextvars
+import os
 
 import keras
 import tensorflow as tf
@@ -15,7 +16,7 @@ from tensorflow.python.distribute import distribute_lib  # no public way out of 
 from tfmp import workers
 from tfmp.errors import UserError
 
-STRATEGIES = ("auto", "none", "mirrored", "multi_worker")
+STRATEGIES = ("auto", "none", "mirrored", "multi_worker", "tpu")
 
 _index = contextvars.ContextVar("replica_index", default=None)
 
@@ -26,7 +27,8 @@ def resolve(name: str, start_timeout: float = 300.0) -> tf.distribute.Strategy:
     Args:
         name: "none"; "mirrored", over all GPUs, or without one over all logical CPUs;
             "multi_worker", over the GPUs of all workers that TF_CONFIG or Slurm's variables name,
-            or their CPUs; or "auto": multi_worker where they name several workers, mirrored where
+            or their CPUs; "tpu", the one that TPU_NAME names, or else this machine's; or "auto":
+            multi_worker where several workers are named, tpu where TPU_NAME is set, mirrored where
             there are several GPUs.
         start_timeout: Seconds to wait for other workers.
 
@@ -34,8 +36,8 @@ def resolve(name: str, start_timeout: float = 300.0) -> tf.distribute.Strategy:
         A `tf.distribute.Strategy`; for none, TensorFlow's default one, whose scope does nothing.
 
     Raises:
-        UserError: The name is unknown, the GPUs are of different kinds, no workers are named, or
-            they can't be joined.
+        UserError: The name is unknown, the GPUs are of different kinds, no workers are named or
+            they can't be joined, or there is no TPU.
     """
     if name not in STRATEGIES:
         raise UserError(f"Expected a strategy out of {', '.join(STRATEGIES)}. Received: {name!r}.")
@@ -48,6 +50,8 @@ def resolve(name: str, start_timeout: float = 300.0) -> tf.distribute.Strategy:
         )
     if found and (name == "multi_worker" or found.count > 1):
         return workers.connect(found, start_timeout)
+    if name == "tpu" or (name == "auto" and os.environ.get("TPU_NAME")):
+        return _tpu(os.environ.get("TPU_NAME") or "local")
     gpus = tf.config.list_logical_devices("GPU")
     if name == "none" or (name == "auto" and len(gpus) < 2):
         return tf.distribute.get_strategy()
@@ -59,6 +63,23 @@ def resolve(name: str, start_timeout: float = 300.0) -> tf.distribute.Strategy:
     shared = len(gpus) > len(cards)
     reduction = tf.distribute.HierarchicalCopyAllReduce() if shared else None
     return tf.distribute.MirroredStrategy(devices, cross_device_ops=reduction)
+
+
+def _tpu(name: str) -> tf.distribute.TPUStrategy:
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver.connect(name)
+    except (tf.errors.OpError, ValueError, RuntimeError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise UserError(
+            "Expected a TPU: this machine's, for a TensorFlow with TPU support, or one that "
+            f"TPU_NAME names. Received none at {name!r} ({why}). Take another --strategy."
+        ) from None
+    return tf.distribute.TPUStrategy(resolver)
+
+
+def is_tpu(strategy: tf.distribute.Strategy) -> bool:
+    """Whether replicas are those of a TPU, which compiles one program for all of them."""
+    return isinstance(strategy, tf.distribute.TPUStrategy)
 
 
 def _check_same_kind(names: list[str]) -> None:
@@ -161,13 +182,19 @@ def on_replica(strategy, index, variables, optimizers=()):
             vars(optimizer)["_distribution_strategy"] = former
 
 
-def replica_index() -> int:
-    """Position, of all replicas, of the one whose code is traced or run; 0 without a strategy."""
+def replica_index() -> int | tf.Tensor:
+    """Position, of all replicas, of the one whose code is traced or run; 0 without a strategy.
+
+    On a TPU, where one program is that of all, a scalar int64 tensor.
+    """
     index = _index.get()
     if index is not None:
         return index
     context = tf.distribute.get_replica_context()
-    return int(tf.get_static_value(context.replica_id_in_sync_group)) if context else 0
+    if not context:
+        return 0
+    known = tf.get_static_value(context.replica_id_in_sync_group)
+    return tf.cast(context.replica_id_in_sync_group, tf.int64) if known is None else int(known)
 
 
 def replica_sum(x: tf.Tensor) -> tf.Tensor:

@@ -75,8 +75,9 @@ class TrainingConfig:
     strategy: str = flag(
         "auto",
         "none: one device; mirrored: a replica on each GPU; multi_worker: on each GPU of all the "
-        "workers that TF_CONFIG or Slurm names; auto: multi_worker where they name several, "
-        "mirrored where there are several GPUs.",
+        "workers that TF_CONFIG or Slurm names; tpu: the one of TPU_NAME or of this machine; auto: "
+        "multi_worker where several are named, tpu where TPU_NAME is set, mirrored where there are "
+        "several GPUs.",
         group="Distribution",
         choices=STRATEGIES,
     )

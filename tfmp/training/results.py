@@ -42,7 +42,7 @@ def announce(session, config, data, learner, steps_per_epoch):
         f"{sizes['test']:,} test {data.example}s of {_shape(data.input_shape)}{classes}",
         "model": f"{model.name}, {model.count_params():,} parameters",
         "steps": f"{config.epochs} epochs of {steps_per_epoch:,} steps, "
-        f"{config.batch_size} {data.example}s a step",
+        f"{config.batch_size} {data.example}s a step, {learner.steps_per_execution} steps a call",
         "workdir": session.workdir,
     }
     _table(f"tfmp {tfmp.__version__}, {session.name}", rows)
@@ -92,7 +92,7 @@ def finish(session, config, data, learner, fitted, began, more=None):
         curves.plot(rows, session.workdir / "curves.png", session.name, learner.monitor)
         results = _write(file, results, fitted, began)
         # Behind the results, so that nothing that happens here can lose them.
-        if config.measure_inference:
+        if config.measure_inference and not distribution.is_tpu(session.strategy):
             _measure_inference(session, config, data, learner, results)
             results = _write(file, results, fitted, began)
     except OSError as error:
@@ -159,6 +159,7 @@ def _collect(session, config, data, learner, fitted, rows, test):
         "best": _best(rows, learner),
         "epochs": len(rows),
         "steps": int(learner.step),
+        "steps_per_execution": learner.steps_per_execution,
         "examples_per_second": fitted.examples_per_second,
         **_tokens(data, fitted),
         "seconds": {
@@ -199,10 +200,15 @@ def _cost(session, config, data, fitted):
         devices=session.devices,
         price_per_hour=config.price_per_hour,
         joules_missing=cost.joules_missing(fitted, session.device.kind),
-        inference_missing="the measurement did not end"
-        if config.measure_inference
-        else "--measure_inference=false",
+        inference_missing=_inference_missing(session, config),
     )
+
+
+def _inference_missing(session, config):
+    if not config.measure_inference:
+        return "--measure_inference=false"
+    on_tpu = distribution.is_tpu(session.strategy)
+    return "predictions are not timed on a TPU" if on_tpu else "the measurement did not end"
 
 
 def _xla(session, learner):

@@ -12,7 +12,7 @@ from tensorflow.python.framework.config import is_op_determinism_enabled  # no p
 from tfmp import compile_cache, distribution, files, hardware, policies, provenance, workers
 from tfmp import power as gpu_power
 from tfmp.errors import UserError
-from tfmp.training import fused
+from tfmp.training import fused, tpu
 
 # Settings that decide nothing of what is trained.
 FREE_SETTINGS = {"workdir", "resume", "save_every_steps", "tensorboard", "data_dir", "manual_dir"}
@@ -99,6 +99,9 @@ def start(name, config):
     strategy = distribution.resolve(config.strategy, config.start_timeout)
     worker = distribution.worker(strategy)
     resolved = policies.resolve(config.policy)
+    if distribution.is_tpu(strategy):
+        tpu.check(config)
+        resolved = tpu.policy(resolved)
     _compare(worker, name, config, resolved.name, strategy)
     distribution.check_batch_size(
         config.batch_size, strategy.num_replicas_in_sync, config.gradient_accumulation_steps
