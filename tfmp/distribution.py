@@ -8,6 +8,7 @@ So one replica's forward pass, or update, can be traced and compiled like that o
 import contextlib
 import contextvars
 import os
+from collections.abc import Callable
 
 import keras
 import tensorflow as tf
@@ -101,6 +102,33 @@ def worker(strategy: tf.distribute.Strategy) -> workers.Worker:
 def first_replica(strategy: tf.distribute.Strategy) -> int:
     """Position of this process' first replica among those of all workers."""
     return getattr(strategy.extended, "_id_in_cluster", 0) * len(devices(strategy))
+
+
+def own_parts(
+    strategy: tf.distribute.Strategy, batches: Callable, batch_size: int
+) -> tf.data.Dataset | tf.distribute.DistributedDataset:
+    """Batches for `fit`, of which each worker makes its own part alone.
+
+    (TensorFlow's own sharding would have each worker decode all examples and drop most of them.)
+
+    Args:
+        strategy: The strategy that trains.
+        batches: `batches(part=(i, n))` gives an endless `tf.data.Dataset` of the i-th n-th of each
+            batch.
+        batch_size: Examples in a whole batch.
+    """
+    if worker(strategy).count == 1:
+        return batches()
+    size = batch_size // strategy.num_replicas_in_sync
+
+    def of_worker(context):
+        part = context.input_pipeline_id, context.num_input_pipelines
+        of_replicas = batches(part=part).rebatch(size, drop_remainder=True)
+        # That there is no end makes the size of a batch known to the compiler.
+        endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
+        return of_replicas.apply(endless)
+
+    return strategy.distribute_datasets_from_function(of_worker)
 
 
 def check_batch_size(batch_size: int, replicas: int, parts: int = 1) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import math
 import os
 import pathlib
@@ -186,14 +187,10 @@ def _train(learner, data, config, epoch_steps, checkpoints, metrics, every):
     step = int(learner.step)
     while step < config.epochs * epoch_steps and not learner.stop_training:
         epoch, done = divmod(step, epoch_steps)
-        batches = data.train(
-            config.batch_size,
-            seed=config.seed,
-            start_step=step,
-            multiple_of=config.steps_per_execution,
-        )
-        with learner.distribute_strategy.scope():
-            batches = to_device(batches)
+        strategy = learner.distribute_strategy
+        batches = functools.partial(_batches, data, config, step)
+        with strategy.scope():
+            batches = distribution.own_parts(strategy, batches, config.batch_size)
             validation = data.validation and to_device(data.validation(config.batch_size))
         # A begun epoch gets a call of its own: Keras takes one length for all.
         epochs = epoch + 1 if done else config.epochs
@@ -217,6 +214,12 @@ def _train(learner, data, config, epoch_steps, checkpoints, metrics, every):
             checkpoints.restore()  # Keras ends each `fit` with the averages as weights
     if config.ema:
         learner.optimizer.finalize_variable_values(learner.trainable_variables)
+
+
+def _batches(data, config, step, **part):
+    """Batches from a step on, as the device wants them."""
+    settings = {"start_step": step, "multiple_of": config.steps_per_execution, **part}
+    return to_device(data.train(config.batch_size, seed=config.seed, **settings))
 
 
 @contextlib.contextmanager

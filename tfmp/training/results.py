@@ -37,7 +37,7 @@ def announce(session, config, data, learner, steps_per_epoch):
         "TF32": "on" if session.tf32 else "off",
         "loss scale": f"dynamic, from {config.initial_scale:g}" if scaled else "none",
         "replicas": session.replicas,
-        **_of_workers(session),
+        **_of_workers(session, data),
         "data": f"{data.name}: {sizes['train']:,} training, {sizes['validation']:,} validation and "
         f"{sizes['test']:,} test {data.example}s of {_shape(data.input_shape)}{classes}",
         "model": f"{model.name}, {model.count_params():,} parameters",
@@ -54,12 +54,13 @@ def announce(session, config, data, learner, steps_per_epoch):
     print(flush=True)
 
 
-def _of_workers(session):
+def _of_workers(session, data):
     """Rows about this process and its part of the data, where it is one of several."""
     if session.worker.count == 1:
         return {}
-    share = f"1/{session.worker.count} of each batch"
-    return {"this is": session.worker, "sharding": f"by element: {share}, all is read"}
+    other = "reads no other file" if data.read_by == "file" else "reads all, decodes its own"
+    share = f"part {session.worker.index + 1} of {session.worker.count} of each batch"
+    return {"this is": session.worker, "sharding": f"by {data.read_by}: {share}; {other}"}
 
 
 def finish(session, config, data, learner, fitted, began, more=None):
