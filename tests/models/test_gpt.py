@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from tfmp.models import flops, gpt
-from tfmp.policies import scope, set_policy
+from tfmp.policies import scope, set_policy, with_float32
 from tfmp.training import remat
 
 POLICIES = ("float32", "mixed_float16", "mixed_bfloat16")
@@ -98,6 +98,22 @@ def test_it_computes_gpt2s_equations():
     np.testing.assert_allclose(model.predict(tokens(), verbose=0), expected, atol=2e-3, rtol=1e-4)
     half = set_policy(model, "mixed_float16").predict(tokens(), verbose=0)
     assert 0 < np.abs(half - expected).max() < 0.02 * np.abs(expected).max()
+
+
+def test_the_product_for_the_logits_is_in_the_policys_dtype():
+    """Keras takes an embedding's table as it is, which is float32, unless told otherwise."""
+
+    def product(model):
+        graph = tf.function(model).get_concrete_function(tokens()).graph
+        return [x for x in graph.get_operations() if "Tensordot/MatMul" in x.name][-1].outputs[0]
+
+    for policy in POLICIES:
+        with scope(policy) as in_force:
+            model = micro()
+        kept = set_policy(model, with_float32(["tokens_embedding"], policy))
+        expected = in_force.compute_dtype, in_force.compute_dtype, "float32", "float32"
+        models = model, set_policy(micro(), policy), kept, set_policy(model, "float32")
+        assert tuple(product(x).dtype.name for x in models) == expected
 
 
 @pytest.mark.parametrize("policy", POLICIES)

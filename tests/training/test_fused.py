@@ -273,6 +273,14 @@ def test_dense_layers_on_sequences_are_one_product(policy):
     assert "MatMul" in found and "BatchMatMulV2" not in found
 
 
+def test_the_gradient_of_a_bias_with_positions_is_a_product():
+    """For a sum over the examples XLA would lay out all sequences in another way."""
+    model = network(
+        layers.EinsumDense("btp,pd->btd", (7, 6), bias_axes="td", activation="linear"), shape=(7, 5)
+    )
+    assert "Sum" not in assert_same(model, images((4, 7, 5)), factor=4)
+
+
 def test_dense_layers_on_sequences_of_unknown_length_and_on_vectors():
     model = network(layers.Dense(3), shape=(None, 5))
     x = images((4, 7, 5))

@@ -67,6 +67,8 @@ def gpt(
     embedding = layers.ReversibleEmbedding(
         vocabulary, width, embeddings_initializer=blocks.initial("tokens"), name="tokens_embedding"
     )
+    # Or its weights are taken as they are, and the product is one in float32.
+    embedding.reverse_dtype = embedding.compute_dtype
     x = blocks.dropped(embedding(tokens) + blocks.positions(tokens), "embedding_dropout")
     logits = embedding(blocks(x, causal=True), reverse=True)
     logits = layers.Activation("linear", dtype="float32", name="logits")(logits)

@@ -89,10 +89,14 @@ def set_policy(model: keras.Model, policy: str | DTypePolicy) -> keras.Model:
     else:
         pairs = [(layer, layer) for layer in sublayers(model)]
     for old, new in pairs:
+        reverse_dtype = getattr(old, "reverse_dtype", None)  # of ReversibleEmbedding's product
+        follows = reverse_dtype is not None and reverse_dtype == old.compute_dtype
         if new is not result:
             # Not by the public setter: it writes into a DTypePolicyMap that others may share.
             new._dtype_policy = targets.get(id(old), new._dtype_policy)
             setattr(new, _PIN, id(old) in pins)
+        if follows:
+            new.reverse_dtype = new.compute_dtype
     result._dtype_policy = default
     for layer in [result, *sublayers(result)]:
         _forget(layer)

@@ -4,7 +4,7 @@ Keras' TensorFlow backend writes down the logits of all pairs of tokens, [batch,
 keys], and reads them again, several times in each direction. cuDNN's kernel keeps a tile of them
 on the chip and writes only the result and, for the backward pass, the log of the sum in each
 query's softmax: its memory grows with the number of tokens and not with their square. XLA knows
-the kernel as a custom call, and TensorFlow's bridge to XLA can emit one.
+the kernel as a custom call, and TensorFlow can emit one.
 
 While a step is traced, `cudnn_attention` stands in for what `keras.ops.dot_product_attention` and
 `keras.layers.MultiHeadAttention` call. What the kernel can't do (float32, masks but the causal
@@ -29,6 +29,8 @@ from tensorflow.python.framework.config import is_op_determinism_enabled  # no p
 
 FORWARD, BACKWARD = "__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"
 TYPES = {tf.float16: "F16", tf.bfloat16: "BF16"}
+MLIR_TYPES = {tf.float16: "f16", tf.bfloat16: "bf16", tf.float32: "f32", tf.uint8: "ui8"}
+MODULE_VERSION = 9  # of how TensorFlow takes such a module
 # cuDNN's kernels want Ampere or later, and of a head's features a multiple of 8, up to 128.
 LEAST_CAPABILITY = (8, 0)
 FEATURES_MULTIPLE, MOST_FEATURES = 8, 128
@@ -141,38 +143,98 @@ def attention(query, key, value, *, scale, is_causal):
     Returns:
         [batch, queries, heads, features] of the queries' dtype.
     """
-    batch, queries, heads, features = query.shape
-    keys, dtype = key.shape[1], query.dtype
-    # cuDNN's results have their heads before their tokens.
-    of_queries = tf.TensorSpec([batch, heads, queries, features], dtype)
-    of_keys = tf.TensorSpec([batch, heads, keys, features], dtype)
-    sums = tf.TensorSpec([batch, heads, queries], tf.float32)
-    config = functools.partial(_config, (batch, heads, queries, keys), dtype, scale, is_causal)
+    batch, queries, heads, _ = query.shape
+    logits = batch, heads, queries, key.shape[1]
+    sums = tf.TensorSpec(logits[:3], tf.float32)
+    config = functools.partial(_config, logits, query.dtype, scale, is_causal)
 
     @tf.custom_gradient
     def attend(query, key, value):
-        config_of_call = config(FORWARD_PRODUCTS)
-        out, log_sums = _call(FORWARD, [query, key, value], config_of_call, of_queries, sums)
-        out = _tokens_first(out)
+        inputs = [query, key, value]
+        out, log_sums = _call(FORWARD, inputs, config(FORWARD_PRODUCTS), [query, sums])
 
         def gradients(upstream):
-            operands = [query, key, value, log_sums, upstream, out]
-            results = of_queries, of_keys, of_keys
-            found = _call(BACKWARD, operands, config(BACKWARD_PRODUCTS), *results)
-            return [_tokens_first(x) for x in found]
+            operands = [*inputs, log_sums, upstream, out]
+            return _call(BACKWARD, operands, config(BACKWARD_PRODUCTS), inputs)
 
         return out, gradients
 
     return attend(query, key, value)
 
 
-def _call(target, operands, config, *results):
-    workspace = tf.TensorSpec([0], tf.uint8)  # XLA fills in its size
-    return xla.custom_call_v2(target, operands, [*results, workspace], config, False)[:-1]
+def _call(target, operands, config, like):
+    """XLA's custom call of a kernel of cuDNN.
+
+    It is a module of StableHLO, since that says how results lie in the memory. cuDNN's have heads
+    before tokens in their shape; laid out with tokens before heads, they are transposed for free.
+
+    Args:
+        target: The kernel's name in XLA.
+        operands: List of tensors.
+        config: JSON, for XLA's compiler.
+        like: Tensors, or their specs, of the shapes and dtypes that the results have.
+
+    Returns:
+        List of tensors.
+    """
+    results = [tf.TensorSpec(x.shape, x.dtype) for x in like]
+    made = [*map(_heads_first, results), tf.TensorSpec([0], tf.uint8)]  # and a workspace
+    module = _module(target, operands, config, made, results)
+    return xla.call_module(
+        operands,
+        version=MODULE_VERSION,
+        module=module,
+        Tout=[x.dtype for x in results],
+        Sout=[x.shape for x in results],
+        platforms=["CUDA"],
+        # Any machine can show what is emitted; only XLA's compiler for these GPUs takes it.
+        disabled_checks=[xla.call_module_disable_check_platform()],
+    )
 
 
-def _tokens_first(x):
-    return tf.transpose(x, [0, 2, 1, 3])
+def _module(target, operands, config, made, results):
+    """The text of a module that calls a kernel and transposes what it made."""
+    names = [f"%operand{i}" for i in range(len(operands))]
+    arguments = [f"{name}: {_mlir(x)}" for name, x in zip(names, operands, strict=True)]
+    out = [f"%result{i}" for i in range(len(results))]
+    transposed = [
+        f"{name} = stablehlo.transpose %made#{i}, dims = {_axes(x)} : ({_mlir(of)}) -> {_mlir(x)}"
+        for i, (name, of, x) in enumerate(zip(out, made, results, strict=False))
+    ]
+    new_line = "\n  "
+    return f"""func.func public @main({_listed(arguments)}) -> ({_listed(map(_mlir, results))}) {{
+  %made:{len(made)} = "stablehlo.custom_call"({_listed(names)}) {{
+    call_target_name = "{target}", backend_config = {json.dumps(config)},
+    api_version = 2 : i32, has_side_effect = false, called_computations = [],
+    operand_layouts = [{_listed(_layout(range(len(x.shape))) for x in operands)}],
+    result_layouts = [{_listed(_layout(_axes(x)) for x in made)}]
+  }} : ({_listed(map(_mlir, operands))}) -> ({_listed(map(_mlir, made))})
+  {new_line.join(transposed)}
+  return {_listed(out)} : {_listed(map(_mlir, results))}
+}}"""
+
+
+def _listed(words):
+    return ", ".join(words)
+
+
+def _axes(x):
+    """The axes of a result in the order in which cuDNN has them; and the way back."""
+    return [0, 2, 1, 3] if len(x.shape) == 4 else list(range(len(x.shape)))
+
+
+def _heads_first(x):
+    return tf.TensorSpec([x.shape[axis] for axis in _axes(x)], x.dtype)
+
+
+def _mlir(x):
+    """A tensor's type as MLIR writes it."""
+    return f"tensor<{'x'.join(map(str, x.shape))}x{MLIR_TYPES[x.dtype]}>"
+
+
+def _layout(axes):
+    """The attribute of a layout that has axes from the outermost to the innermost."""
+    return f"dense<{[*axes][::-1]}> : tensor<{len(axes)}xindex>"
 
 
 def _config(logits_shape, dtype, scale, is_causal, products):

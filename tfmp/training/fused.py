@@ -10,7 +10,7 @@ While a step is traced for XLA, `fused_layers` changes how layers compute:
   places that it reads.
 - Layers on sequences compute on one matrix of all positions; see `tfmp.training.rows`.
 
-Attention is in `tfmp.training.cudnn_attention`.
+Attention is in `tfmp.training.cudnn_attention`, GELU in `tfmp.training.gelu`.
 
 What they compute is the same up to rounding. Variables, saved models, evaluation and `predict`
 stay as they are. Second derivatives, as of a gradient penalty, differ from Keras' where they pass

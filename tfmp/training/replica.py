@@ -12,6 +12,7 @@ from tfmp.errors import UserError
 from tfmp.training import logs as logs_of
 from tfmp.training.cudnn_attention import cudnn_attention
 from tfmp.training.fused import fused_layers
+from tfmp.training.gelu import closed_gelu
 from tfmp.training.layer_maxima import ACTIVATIONS, GRADIENTS, UNSEEN
 from tfmp.training.remat import recomputing
 from tfmp.training.watch import Watch
@@ -338,6 +339,7 @@ def changed_layers(model, *, fused, remat):
         if fused:
             stack.enter_context(fused_layers(model))
             stack.enter_context(cudnn_attention())
+            stack.enter_context(closed_gelu())
         if remat:
             stack.enter_context(recomputing(model))
         yield

@@ -3,7 +3,8 @@
 While a step is traced for XLA, `tfmp.training.fused` puts these in the place of Keras' own `call`:
 
 - A dense layer is one matrix product, with its bias. Keras' is one for each example: its backward
-  pass writes a gradient of the weights for each example, and adds them up.
+  pass writes a gradient of the weights for each example, and adds them up. The gradient of a bias
+  with positions is a product, too: see `add_to_each`.
 - LayerNormalization and Add. On [batch, positions, features] XLA may choose a layout in which the
   examples are neighbors in the memory, and transposes what comes from and goes to a product.
 - LayerNormalization has its gradient written out: TensorFlow's takes more passes.
@@ -16,6 +17,9 @@ import tensorflow as tf
 
 # EinsumDense as a dense layer whose bias may differ from position to position.
 POSITIONWISE = "btp,pd->btd"
+
+# Rows of ones in the product that adds up examples: one alone XLA takes for a sum again.
+ROWS_OF_ONES = 8
 
 
 def call_of(layer):
@@ -71,10 +75,37 @@ def _dense(layer):
             rows, bias = keras.ops.add(rows, bias), None
         outputs = from_rows(rows, inputs)
         if bias is not None:
-            outputs = keras.ops.add(outputs, bias)
+            outputs = add_to_each(outputs, tf.convert_to_tensor(bias))
         return outputs if layer.activation is None else layer.activation(outputs)
 
     return call
+
+
+def add_to_each(x, values):
+    """Adds the same values to each example.
+
+    Their gradient, a sum over the examples, is a product with ones. For a plain sum XLA lays the
+    examples out as neighbors in the memory, here and in every sequence that is added to this one,
+    and transposes what comes from and goes to other products.
+
+    Args:
+        x: [batch, positions, features] float.
+        values: [positions, features], of x's dtype.
+
+    Returns:
+        [batch, positions, features].
+    """
+
+    @tf.custom_gradient
+    def add(x, values):
+        def gradients(upstream):
+            examples = tf.reshape(upstream, [tf.shape(upstream)[0], -1])
+            ones = tf.ones([ROWS_OF_ONES, tf.shape(examples)[0]], upstream.dtype)
+            return upstream, tf.reshape(tf.matmul(ones, examples)[0], values.shape)
+
+        return x + values, gradients
+
+    return add(x, values)
 
 
 def _normalization(layer):
