@@ -51,6 +51,25 @@ def test_its_status_is_that_of_the_worker_that_failed(own, others, status):
     assert time.monotonic() - began < 20
 
 
+def test_a_signal_is_passed_on_to_all_workers_once(capsys):
+    code = (
+        "import json, os, signal, sys, time\n"
+        "signal.signal(15, lambda *_: (print('stopped', flush=True), sys.exit(75)))\n"
+        "time.sleep(1)\n"
+        "index = json.loads(os.environ['TF_CONFIG'])['task']['index']\n"
+        "if index == 1: os.kill(os.getppid(), 15)\n"
+        "time.sleep(30)"
+    )
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    began = time.monotonic()
+    with pytest.raises(launch.WorkerError, match="75, 75") as raised:
+        launch.run(config(code))
+    assert raised.value.exit_status == 75
+    assert sorted(capsys.readouterr().out.splitlines()) == ["[0] stopped", "[1] stopped"]
+    assert time.monotonic() - began < 20
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -70,7 +70,8 @@ def run(config):
             "python -m tfmp.recipes.resnet"
         )
     addresses = [f"localhost:{port}" for port in free_ports(config.workers)]
-    started, shown = [], []
+    started: list[subprocess.Popen] = []
+    shown: list[threading.Thread] = []
     try:
         with _passing_signals_on(started):
             for index in range(config.workers):
