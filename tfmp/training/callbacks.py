@@ -3,6 +3,7 @@
 All per-step work is in `on_train_batch_begin`, before the device gets its next step.
 """
 
+import json
 import math
 import pathlib
 import signal
@@ -206,22 +207,34 @@ class EarlyStopping(keras.callbacks.EarlyStopping):
         metrics_file: The CSV log of the run.
         monitor: Name of the metric.
         mode: "max" or "min": what its best value is.
+        worker: This process, a `tfmp.workers.Worker`.
     """
 
-    def __init__(self, patience, metrics_file, monitor, mode):
+    def __init__(self, patience, metrics_file, monitor, mode, worker=workers.ALONE):
         super().__init__(monitor=f"val_{monitor}", mode=mode, patience=patience)
         self._metrics_file = pathlib.Path(metrics_file)
+        self._worker = worker
 
     def on_train_begin(self, logs=None):
         """Replays the epochs before."""
         super().on_train_begin(logs)
-        for row in read_metrics(self._metrics_file):
+        for row in _epochs_before(self._worker, self._metrics_file):
             self.on_epoch_end(int(row["epoch"]), row)
 
 
-def has_stopped_early(patience, metrics_file, monitor, mode):
+def _epochs_before(worker, metrics_file):
+    """Rows of the CSV log, as the chief, who writes it, reads them."""
+
+    def read():
+        return json.dumps(read_metrics(metrics_file))
+
+    return json.loads(workers.chief_first(worker, "epochs", read))
+
+
+def has_stopped_early(patience, metrics_file, monitor, mode, worker=workers.ALONE):
     """Whether `EarlyStopping` has ended the run that wrote a CSV log; never without patience."""
-    scores = [row[f"val_{monitor}"] for row in read_metrics(metrics_file)] if patience else []
+    rows = _epochs_before(worker, metrics_file) if patience else []
+    scores = [row[f"val_{monitor}"] for row in rows]
     scores = [score for score in scores if not math.isnan(score)]
     best = max if mode == "max" else min
     return bool(scores) and len(scores) - 1 - scores.index(best(scores)) >= patience

@@ -112,7 +112,7 @@ def fit(learner, data, config, workdir, *, resume_hint="", extra_callbacks=(), p
     tracer = Tracer(workdir, config.trace_every, board) if config.trace_every else None
     every += [*extra_callbacks, *filter(None, [tracer]), saver]
     learner.stop_training = callbacks.has_stopped_early(
-        config.early_stopping, log, learner.monitor, learner.monitor_mode
+        config.early_stopping, log, learner.monitor, learner.monitor_mode, worker
     )
     try:
         with naming_errors(config, learner.model, worker):
@@ -270,7 +270,7 @@ def _optional(config, learner, workdir, log, worker):
         yield keras.callbacks.SwapEMAWeights()
     if config.early_stopping:
         yield callbacks.EarlyStopping(
-            config.early_stopping, log, learner.monitor, learner.monitor_mode
+            config.early_stopping, log, learner.monitor, learner.monitor_mode, worker
         )
     if config.tensorboard and worker.is_chief:
         yield keras.callbacks.TensorBoard(workdir / "tensorboard", update_freq="epoch")

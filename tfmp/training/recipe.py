@@ -1,6 +1,6 @@
 """A recipe's run from its flags to its files, whatever it trains."""
 
-from tfmp import distribution, models, policies, workers
+from tfmp import distribution, models, policies
 from tfmp.data import steps_per_epoch
 from tfmp.training import learner, loop, optimizers, results, session, tpu
 
@@ -94,6 +94,4 @@ def run(config, prepared, began, callbacks=()):
             extra_callbacks=callbacks,
             power=power,
         )
-    found = results.finish(started, config, data, learned, fitted, began)
-    workers.finish(started.worker)
-    return found
+    return results.finish(started, config, data, learned, fitted, began)

@@ -7,7 +7,7 @@ import math
 import time
 
 import tfmp
-from tfmp import distribution, hardware, loss_scale, provenance
+from tfmp import distribution, hardware, loss_scale, provenance, workers
 from tfmp.data import steps_per_epoch
 from tfmp.errors import TfmpError
 from tfmp.files import read_metrics, write_json
@@ -66,6 +66,8 @@ def _of_workers(session, data):
 def finish(session, config, data, learner, fitted, began, more=None):
     """Evaluates the trained model on the test examples and writes the run's files.
 
+    Of several workers the chief writes, and the others wait for it; then each may end.
+
     Args:
         session: A `tfmp.training.Session`.
         config: A `tfmp.training.TrainingConfig`.
@@ -84,6 +86,7 @@ def finish(session, config, data, learner, fitted, began, more=None):
     test = _evaluate(learner, data, config)  # all workers have a part in it
     if not session.worker.is_chief:
         print(f"Done; the chief writes the results to {session.workdir}.")
+        workers.finish(session.worker)
         return {}
     rows = read_metrics(session.workdir / "metrics.csv")
     results = _collect(session, config, data, learner, fitted, rows, test) | (more or {})
@@ -102,6 +105,7 @@ def finish(session, config, data, learner, fitted, began, more=None):
             "checkpoints: mend this and go on with --resume."
         ) from error
     _summarize(results, session.workdir)
+    workers.finish(session.worker)
     return results
 
 

@@ -1,6 +1,7 @@
 """What the workers say to each other, through the chief's store of keys and values."""
 
 import collections
+import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -95,12 +96,18 @@ def finish(worker: Worker) -> None:
 
 
 def _part(worker, topic):
-    """Makes the chief, which hosts what all read and may leave next, wait until the others have."""
-    if not worker.is_chief:
-        put(f"{topic}/parted/{worker.index}", True)
-        return
-    for index in range(1, worker.count):
-        get(worker, f"{topic}/parted/{index}")
+    """Waits until all have read, since each may leave next, the chief with what the others read.
+
+    Who is lost meanwhile has read, or is missed by what comes next.
+    """
+    with contextlib.suppress(PeerError):
+        if worker.is_chief:
+            for index in range(1, worker.count):
+                get(worker, f"{topic}/parted/{index}")
+            put(f"{topic}/parted", True)
+        else:
+            put(f"{topic}/parted/{worker.index}", True)
+            get(worker, f"{topic}/parted")
 
 
 def once(topic: str) -> str:
