@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import signal
 import sys
 import time
@@ -91,6 +92,16 @@ def test_gpus_are_shared_out(monkeypatch):
     assert launch._gpus(2, 3)["CUDA_VISIBLE_DEVICES"] == "2"
     with pytest.raises(errors.UserError, match="each of 4 GPUs"):
         launch._gpus(0, 5)
+
+
+@pytest.mark.slow
+def test_the_sum_over_workers_is_timed(capsys):
+    script = pathlib.Path(__file__).parents[2] / "scripts" / "all_reduce.py"
+    launch.run(cli.parse(launch.Config, ["-n", "2", "--", "python", str(script)]))
+    lines = [x for x in capsys.readouterr().out.splitlines() if "replicas" in x]
+    assert [line.split(":")[0] for line in lines] == [
+        f"[0] 2 replicas, {size} MB" for size in (1, 10, 100)
+    ]
 
 
 @pytest.mark.slow
