@@ -8,7 +8,7 @@ import time
 
 import tfmp
 from tfmp import distribution, hardware, loss_scale, provenance, workers
-from tfmp.data import steps_per_epoch
+from tfmp.data import steps_per_epoch, to_device
 from tfmp.errors import TfmpError
 from tfmp.files import read_metrics, write_json
 from tfmp.training import cost, curves, inference
@@ -249,8 +249,10 @@ def _evaluate(learner, data, config):
     if data.test is None:
         return {}
     worker = distribution.worker(learner.distribute_strategy)
+    with learner.distribute_strategy.scope():
+        batches = to_device(data.test(config.batch_size))  # as in validation: compiled already
     with naming_errors(config, learner.model, worker):
-        logs = learner.evaluate(data.test(config.batch_size), return_dict=True, verbose=0)
+        logs = learner.evaluate(batches, return_dict=True, verbose=0)
     logs |= learner.derived(logs)
     return {f"test_{name}": float(value) for name, value in logs.items()}
 
