@@ -1,12 +1,16 @@
 """Who is which worker, and the mistakes that are seen before any is joined."""
 
+import random
 import socket
+import threading
+import time
 
 import pytest
+import tensorflow as tf
 
 from tfmp import distribution, errors, workers
 from tfmp.commands import launch
-from tfmp.workers import identity, joining
+from tfmp.workers import identity, joining, talking
 
 
 @pytest.mark.parametrize(
@@ -68,3 +72,74 @@ def test_multi_worker_without_workers(monkeypatch):
         monkeypatch.delenv(key, raising=False)
     with pytest.raises(errors.UserError, match=r"expects TF_CONFIG.*python -m tfmp launch"):
         distribution.resolve("multi_worker")
+
+
+class Store:
+    """The chief's keys and values, for workers that are threads."""
+
+    def __init__(self):
+        self.values, self.changed = {}, threading.Condition()
+
+    def put(self, key, value):
+        with self.changed:
+            if key in self.values:
+                raise errors.PeerError(key)
+            self.values[key] = value
+            self.changed.notify_all()
+
+    def get_once(self, key, timeout_ms):
+        with self.changed:
+            if not self.changed.wait_for(lambda: key in self.values, timeout_ms / 1000):
+                raise tf.errors.DeadlineExceededError(None, None, key)
+            return self.values[key]
+
+    def get(self, worker, key):
+        return self.get_once(key, 5000)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_all_stop_behind_one_step_whenever_any_is_asked(monkeypatch, seed):
+    """Also where hosts run ahead of their devices: here by up to three steps."""
+    count, store, generator = 3, Store(), random.Random(seed)
+    for name in ("put", "get", "get_once"):
+        monkeypatch.setattr(talking, name, getattr(store, name))
+    monkeypatch.setattr(talking, "once", lambda topic: topic)
+    asked = {generator.randrange(count): generator.randrange(40) for _ in range(2)}
+    delays = [generator.random() / 500 for _ in range(count)]
+    collective, ended = threading.Barrier(count, timeout=5), {}
+
+    def train(index):
+        worker = workers.Worker(index, tuple(f"host{i}:1" for i in range(count)))
+        stop = workers.Stop(worker, 0)
+        for step in range(40):
+            if asked.get(index) == step:
+                stop.ask("SIGTERM")
+            if stop.is_due(step, begins=1):
+                break
+            time.sleep(delays[index])
+            if step % 4 == 3:
+                collective.wait()
+        else:
+            step = 40
+            stop.close()
+        due = stop.is_due(step)
+        ended[index] = step, due, stop.reason if due else None
+
+    threads = [threading.Thread(target=train, args=(index,)) for index in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(ended) == count and len(set(ended.values())) == 1, ended
+    (step, due, reason), *_ = ended.values()
+    if due:
+        assert min(asked.values()) <= step and reason in {f"SIGTERM to worker {i}" for i in asked}
+    else:  # those asked were too late
+        assert step == 40
+
+
+def test_who_trains_alone_stops_at_once():
+    stop = workers.Stop(workers.ALONE, 0)
+    assert not stop.is_due(3, begins=1)
+    stop.ask("SIGINT")
+    assert stop.is_due(4, begins=1) and stop.reason == "SIGINT"
