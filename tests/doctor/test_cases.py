@@ -9,7 +9,10 @@ from tfmp import doctor
 from tfmp.doctor.finding import SEVERITIES
 from tfmp.doctor.rules import RULES
 
-FAMILIES = ("outputs", "constants", "scaling", "variables", "ids", "lossy", "preprocessing", "xla")
+FAMILIES = (
+    "outputs", "constants", "scaling", "variables", "states", "steps", "ids", "lossy",
+    "preprocessing", "xla",
+)  # fmt: skip
 MODULES = {name: importlib.import_module(f"cases.{name}") for name in FAMILIES}
 BAD = [(f, name) for f, module in MODULES.items() for name in module.BAD]
 CLEAN = [(f, name) for f, module in MODULES.items() for name in module.CLEAN]
@@ -28,13 +31,15 @@ def test_a_bad_model_is_damaged_found_and_mended(family, name):
     case = MODULES[family].BAD[name]
     model = case.build()
     assert case.damaged(model)
-    findings = doctor.diagnose(model)
+    findings = doctor.diagnose(model, *case.batch)
     allowed = SEVERITIES[: SEVERITIES.index(case.severity) + 1]
     found = [(x.rule, x.layer) for x in findings if x.severity in allowed]
     assert (case.rule, case.layer) in found, findings
     mended = case.mended() if case.mended else doctor.fix(model, findings)
     assert not case.damaged(mended)
-    assert (case.rule, case.layer) not in [(x.rule, x.layer) for x in doctor.diagnose(mended)]
+    assert (case.rule, case.layer) not in [
+        (x.rule, x.layer) for x in doctor.diagnose(mended, *case.batch)
+    ]
 
 
 def test_every_rule_of_structure_has_a_model_that_breaks():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from cases import backward, forward
+from cases.probed import normal
 from cases.right import CLEAN
 from keras import applications
 
@@ -122,7 +123,8 @@ def test_a_bad_model_is_damaged_found_and_mended(name):
     case = BAD[name]
     compute, damaged = DAMAGE[case.damage]
     # Where the code names float16, float32 alone doesn't help.
-    reference, *batch = built(case.mended if name == "cast_by_name" else case.build, "float32")
+    by_name = name in ("cast_by_name", "half_within_float32")
+    reference, *batch = built(case.mended if by_name else case.build, "float32")
     right = compute(reference, *batch)
     model, *batch = built(case.build, case.policy)
     assert damaged(compute(model, *batch), right)
@@ -190,6 +192,64 @@ def test_losses_that_a_layer_adds_are_part_of_its_gradient():
     x, y = (np.float32(rng.normal(size=(32, size))) for size in (4, 1))
     y[4] = 25.0
     assert not [x for x in doctor.diagnose(model, [x, y]) if x.severity != "info"]
+
+
+def head(loss, *shape):
+    with policies.scope("mixed_float16"):
+        model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(shape[-1], name="head")])
+    model.compile("sgd", loss)
+    return model, np.ones((len(YEARS), 4), np.float32)
+
+
+YEARS = np.linspace(2020.2, 2021.4, 8, dtype=np.float32)[:, None]
+
+
+@pytest.mark.parametrize(
+    ("labels", "severity"),
+    [
+        (None, "warning"),  # breaks for some
+        (YEARS - 2020, "info"),  # 0.02 % of their spread is rounded off
+        (YEARS * 2 - 3500, "warning"),  # 20 %
+        (YEARS, "error"),  # 70 %
+        (YEARS * 50, "error"),  # infinite
+    ],
+)
+def test_a_half_regression_is_as_bad_as_its_labels_are_rounded(labels, severity):
+    model, inputs = head("mse", 1)
+    given = () if labels is None else (inputs, labels)
+    found = {x.rule: x for x in doctor.diagnose(model, *given)}["half_output"]
+    assert (found.severity, found.layer) == (severity, "head")
+
+
+def test_half_logits_are_information_since_a_crossentropy_barely_notices():
+    model, inputs = head(CROSSENTROPY, 10)
+    labels = np.arange(8) % 10
+    for given in [(), (inputs, labels)]:
+        found = {x.rule: x for x in doctor.diagnose(model, *given)}
+        assert found["half_output"].severity == "info"
+    # What makes it so: the loss's gradient by the logits, of logits of up to 30.
+    logits = tf.constant(normal(256, 10) * 10)
+    labels = np.arange(256) % 10
+    slopes = []
+    for given in (logits, tf.cast(tf.cast(logits, "float16"), "float32")):
+        with tf.GradientTape() as tape:
+            tape.watch(given)
+            loss = CROSSENTROPY(labels, given)
+        slopes.append(tape.gradient(loss, given).numpy())
+    full, half = slopes
+    assert np.linalg.norm(half - full) < 0.01 * np.linalg.norm(full)
+
+
+def test_what_is_zero_and_noticed_by_nothing_is_no_fault():
+    with policies.scope("mixed_float16"):
+        inputs = keras.Input((4,))
+        frozen = keras.layers.Dense(4, trainable=False, kernel_initializer="ones", name="frozen")
+        x = keras.layers.Rescaling(1e-9, dtype="float32")(inputs)
+        model = keras.Model(inputs, keras.layers.Dense(2, dtype="float32")(frozen(x)))
+    model.layers[-1].bias.assign([1.0, 2.0])
+    model.compile(keras.optimizers.Adam(), "mse")
+    found = serious(doctor.diagnose(model, normal(8, 4), np.zeros((8, 2), np.float32)))
+    assert not found
 
 
 def test_every_rule_of_probing_has_a_model_that_breaks():

@@ -14,6 +14,7 @@ import tensorflow as tf
 import tfmp
 from tfmp import errors, loss_scale, policies
 from tfmp.training import TrainingConfig, fit
+from tfmp.training.rerun import packed, unpacked
 
 layers = keras.layers
 SIZE, STEPS, BAD = 8, 6, 4  # the fourth step is bad
@@ -285,3 +286,20 @@ def test_keras_own_step_is_refused(tmp_path):
         model.fit(INPUTS, LABELS, callbacks=[tfmp.Tracer(tmp_path)], verbose=0)
     with pytest.raises(errors.UserError, match="every"):
         tfmp.Tracer(tmp_path, every=0)
+
+
+def test_the_kept_state_is_a_copy_of_every_variable():
+    """An old value that is held keeps XLA from updating a variable in its place."""
+    variables = [
+        keras.Variable(np.arange(6.0).reshape(2, 3), dtype="float32"),
+        keras.Variable(7, dtype="int64"),
+        keras.Variable(0.5, dtype="float32"),
+        keras.Variable(np.zeros((0, 4)), dtype="float16"),
+    ]
+    kept = packed([v.value.read_value() for v in variables])
+    before = [v.numpy() for v in variables]
+    for variable in variables:
+        variable.assign(variable + 1)
+    for value, expected in zip(unpacked(variables, kept), before, strict=True):
+        assert value.dtype == expected.dtype
+        np.testing.assert_array_equal(value, expected)

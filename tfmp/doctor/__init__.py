@@ -33,7 +33,7 @@ def diagnose(model, inputs=None, labels=None, loss=None, optimizer=None) -> list
     drawn = isinstance(inputs, str) and inputs == "random"
     given = None if drawn else inputs
     with np.errstate(all="ignore"):  # infinities are what it looks for
-        subject = examine(model, loss, optimizer, given)
+        subject = examine(model, loss, optimizer, given, labels)
         if inputs is not None:
             subject = dataclasses.replace(subject, probe=probe(subject, given, labels))
         found = [finding for rule in RULES.values() for finding in rule(subject)]

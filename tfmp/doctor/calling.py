@@ -21,23 +21,23 @@ class Attempt:
 
     root: keras.Layer
     graph: func_graph.FuncGraph
-    recorder: "_Recorder"
+    recorder: "Recorder"
     outputs: list[tf.Tensor]
     losses: list[tuple[keras.Layer, tf.Tensor]]
 
 
 def attempt(model, root, specs) -> Attempt:
-    graph, recorder = func_graph.FuncGraph("doctor"), _Recorder()
+    graph, recorder = func_graph.FuncGraph("doctor"), Recorder()
     losses: list = []
     try:
         with graph.as_default(), recorder.recording(model):
             outputs = _tensors(_called(root, specs))
     finally:
-        losses += _taken_losses(root)
+        losses += taken_losses(root)
     return Attempt(root, graph, recorder, outputs, losses)
 
 
-class _Recorder:
+class Recorder:
     """Notes which operations were made within which call, and what constants were made of."""
 
     def __init__(self):
@@ -110,12 +110,12 @@ def roots(model) -> list[keras.Layer]:
 def specs_of(root, inputs) -> Iterator[Any]:
     """Arguments to try, as nested `tf.TensorSpec`."""
     if inputs is not None:
-        yield [keras.tree.map_structure(_spec, inputs)]
+        yield [keras.tree.map_structure(spec, inputs)]
         return
     if is_graph(root) and root.built:
         # (A Sequential model has no `input` before it was called.)
         given = root.inputs if isinstance(root, keras.Sequential) else [root._inputs_struct]
-        yield keras.tree.map_structure(_spec, given)
+        yield keras.tree.map_structure(spec, given)
         return
     shapes = getattr(root, "_build_shapes_dict", None)
     if not (root.built and shapes):
@@ -124,18 +124,20 @@ def specs_of(root, inputs) -> Iterator[Any]:
         return
     # Keras keeps the shapes of the first call, and not its dtypes.
     for dtype in ("float32", "int32", "int64"):
-        yield [_shaped(shape, dtype) for shape in shapes.values()]
+        yield [shaped(shape, dtype) for shape in shapes.values()]
 
 
-def _shaped(shape, dtype):
+def shaped(shape, dtype):
+    """Specs of nested shapes."""
     if isinstance(shape, dict):
-        return {key: _shaped(value, dtype) for key, value in shape.items()}
+        return {key: shaped(value, dtype) for key, value in shape.items()}
     if shape and isinstance(shape[0], list | tuple):
-        return type(shape)(_shaped(value, dtype) for value in shape)
+        return type(shape)(shaped(value, dtype) for value in shape)
     return tf.TensorSpec(shape, dtype)
 
 
-def _spec(x):
+def spec(x):
+    """The shape and dtype of an array, a tensor or a number."""
     if isinstance(x, tf.TensorSpec):
         return x
     if not hasattr(x, "dtype"):
@@ -152,9 +154,7 @@ def is_graph(layer: keras.Layer) -> bool:
 def _called(root, specs):
     if isinstance(specs, str):
         raise ValueError(specs)
-    arguments = tf.nest.map_structure(
-        lambda spec: tf.compat.v1.placeholder(spec.dtype, spec.shape), specs
-    )
+    arguments = tf.nest.map_structure(lambda x: tf.compat.v1.placeholder(x.dtype, x.shape), specs)
     return root(*arguments, training=True) if root._call_has_training_arg else root(*arguments)
 
 
@@ -162,7 +162,7 @@ def _tensors(structure) -> list[tf.Tensor]:
     return [x for x in keras.tree.flatten(structure) if tf.is_tensor(x) and hasattr(x, "op")]
 
 
-def _taken_losses(root) -> list[tuple[keras.Layer, tf.Tensor]]:
+def taken_losses(root) -> list[tuple[keras.Layer, tf.Tensor]]:
     """The losses that layers have added, which would stay with them as symbols of the graph."""
     found = []
     for layer in root._flatten_layers():

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import tensorflow as tf
+from tensorflow.python.framework import func_graph  # no public way to ask whose a tensor is
 
 HALF_TYPES = (tf.float16, tf.bfloat16)
 
@@ -84,6 +85,23 @@ def sources(tensor, through) -> Iterator[tf.Tensor]:
         yield x
         if x.op.type in through:
             stack += x.op.inputs
+
+
+def of_branches(tensor) -> Iterator[tf.Tensor]:
+    """What the two branches of a condition give for one of its outputs."""
+    for name in ("then_branch", "else_branch"):
+        function = tensor.op.graph._get_function(tensor.op.get_attr(name).name)
+        yield function.graph.outputs[tensor.value_index]
+
+
+def outermost(tensor):
+    """What was handed into functions, out to where it is, as a variable's handle."""
+    while isinstance(getattr(tensor, "graph", None), func_graph.FuncGraph):
+        outer = next((x for x, inner in tensor.graph.captures if inner is tensor), None)
+        if outer is None:
+            return tensor
+        tensor = outer
+    return tensor
 
 
 def reached(trace, variables) -> dict[int, list[tf.Tensor]]:

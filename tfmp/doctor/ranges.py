@@ -262,6 +262,12 @@ def _axes(operation):
     return [shape.as_list()[axis] for axis in np.atleast_1d(axes)]
 
 
+def _place(operation, inputs):
+    """The number of an element along an axis."""
+    (size,) = _axes(operation)
+    return Range(0.0, size - 1.0 if size else math.inf, True)
+
+
 _SPECIAL = {
     "Add": _corners(lambda x, y: x + y),
     "AddV2": _corners(lambda x, y: x + y),
@@ -303,6 +309,8 @@ _SPECIAL = {
         0.0, operation.get_attr("num_buckets") - 1.0, True
     ),
     "Range": _range,
+    "ArgMax": _place,
+    "ArgMin": _place,
     "Cumsum": lambda operation, inputs: _repeated(operation, inputs, _axes(operation)),
     "Sum": lambda operation, inputs: _repeated(operation, inputs, _axes(operation)),
 }

@@ -10,6 +10,7 @@ import keras
 from tfmp import loss_scale
 from tfmp.doctor import trace
 from tfmp.doctor.ranges import ranges
+from tfmp.doctor.stepping import Stepping, stepping
 from tfmp.doctor.trace import is_graph
 from tfmp.errors import UserError
 from tfmp.layer_paths import Part, parts
@@ -27,6 +28,8 @@ class Subject:
         loss: The loss given to `compile`, or to the doctor; None where there is none.
         trace: What the layers do, operation by operation.
         probe: What running the model on a batch found (`tfmp.doctor.probe`); None: not run.
+        step: What a training step does (`tfmp.doctor.stepping`); None: that isn't known.
+        labels: The batch's labels, flat; None: not known.
     """
 
     model: keras.Model
@@ -35,6 +38,8 @@ class Subject:
     optimizers: tuple[tuple[str, keras.optimizers.Optimizer], ...] = ()
     loss: Any = None
     probe: Any = None
+    step: Stepping | None = None
+    labels: tuple | None = None
 
     @functools.cached_property
     def ranges(self) -> dict:
@@ -54,6 +59,25 @@ class Subject:
     def uses_float16(self) -> bool:
         """Whether any layer computes in float16."""
         return any(part.layer.compute_dtype == "float16" for part in self.half_parts)
+
+    @functools.cached_property
+    def around(self) -> "Subject | None":
+        """The same model with the operations of its `train_step` that no layer, or tape, makes.
+
+        None where it is Keras' own, or couldn't be traced.
+        """
+        if self.step is None or not self.step.own:
+            return None
+        full = self.step.trace
+        inside = full.owners.keys() | self.step.backward
+        outside = [x for x in full.operations if id(x) not in inside]
+        left = dataclasses.replace(full, operations=tuple(outside), calls=())
+        return dataclasses.replace(self, trace=left, step=None)
+
+    @property
+    def everywhere(self) -> "list[Subject]":
+        """The model, and its own `train_step` if there is one: for rules of operations."""
+        return [self, *filter(None, [self.around])]
 
     def part(self, layer) -> Part | None:
         """The part that is this layer."""
@@ -82,7 +106,7 @@ class Subject:
         return part.path
 
 
-def examine(model, loss=None, optimizer=None, inputs=None) -> Subject:
+def examine(model, loss=None, optimizer=None, inputs=None, labels=None) -> Subject:
     """Takes a model apart.
 
     Args:
@@ -91,6 +115,7 @@ def examine(model, loss=None, optimizer=None, inputs=None) -> Subject:
         optimizer: An optimizer, several, or a name, in place of the model's own. A name is taken as
             `compile` takes it: with a loss scale where the model's policy is mixed_float16.
         inputs: A batch, for a model that doesn't declare its inputs.
+        labels: Its labels.
 
     Raises:
         UserError: It is no Keras model, or no optimizer.
@@ -103,12 +128,16 @@ def examine(model, loss=None, optimizer=None, inputs=None) -> Subject:
     optimizers = tuple(_optimizers(model))
     if optimizer is not None:
         optimizers = tuple(_given(model, optimizer, optimizers))
+    traced = trace.trace(model, inputs)
+    loss = getattr(model, "loss", None) if loss is None else loss
     return Subject(
         model=model,
         parts=tuple(parts(model)),
         optimizers=optimizers,
-        loss=getattr(model, "loss", None) if loss is None else loss,
-        trace=trace.trace(model, inputs),
+        loss=loss,
+        trace=traced,
+        step=stepping(model, loss, optimizers, traced.outputs, inputs, labels),
+        labels=None if labels is None else tuple(keras.tree.flatten(labels)),
     )
 
 

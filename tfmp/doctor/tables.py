@@ -7,6 +7,8 @@ from tfmp.doctor import flow
 
 # What has a column for each id, instead of a row in a table.
 COUNTING = ("OneHot", "DenseBincount", "Bincount")
+# What adds up by ids.
+SEGMENTS = ("UnsortedSegmentSum", "UnsortedSegmentMax", "UnsortedSegmentMin", "UnsortedSegmentProd")
 
 
 def table_rows(operation, trace=None) -> int | None:
@@ -17,6 +19,11 @@ def table_rows(operation, trace=None) -> int | None:
         bounds = depth.op.inputs if depth.op.type == "Minimum" else [depth]
         known = [x for x in map(tensor_util.constant_value, bounds) if x is not None]
         return int(known[0]) if known else None
+    if operation.type == "SparseSoftmaxCrossEntropyWithLogits":
+        return operation.inputs[0].shape.as_list()[-1] if operation.inputs[0].shape.rank else None
+    if operation.type in SEGMENTS:
+        count = tensor_util.constant_value(operation.inputs[2])
+        return None if count is None else int(count)
     if operation.type in ("GatherV2", "Gather"):
         return operation.inputs[0].shape.as_list()[0] if operation.inputs[0].shape.rank else None
     if operation.type == "ResourceGather" and trace is not None:

@@ -16,6 +16,7 @@ from keras.src.ops.operation import Operation  # the public one is another class
 from tensorflow.python.framework import func_graph  # no public way to ask whose a tensor is
 
 from tfmp.doctor.calling import Attempt, attempt, is_graph, roots, specs_of
+from tfmp.policies.choice import HALF
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -99,10 +100,18 @@ def trace(model: keras.Model, inputs=None) -> Trace:
             held = root._flatten_layers(include_self=False, recursive=False)
             left += [layer for layer in held if layer.built]
     declared = inputs is not None or all(map(is_graph, roots(model)))
-    return _result(model, taken, failures, guessed=bool(failures) or not declared)
+    return combined(model, taken, failures, guessed=bool(failures) or not declared)
 
 
-def _result(model, taken, failures, guessed) -> Trace:
+def combined(model, taken, failures=(), guessed=False) -> Trace:
+    """What attempts at a model, or at parts of it, come to.
+
+    Args:
+        model: The model.
+        taken: What was traced.
+        failures: Why parts of it could not be.
+        guessed: Whether the dtypes of its inputs are not known.
+    """
     operations: list[tf.Operation] = []
     owners: dict[int, dict] = {}
     spans: list[dict] = []
@@ -207,4 +216,19 @@ def _read(operations, model) -> dict[int, tuple[keras.Variable, ...]]:
             read += [by_handle[id(tensor)]] if id(tensor) in by_handle else []
         if read:
             found[id(operation)] = tuple(read)
+    return found
+
+
+def half_inside(trace: Trace) -> dict[int, str]:
+    """The half dtype that layers have operations in, whatever their own, by the layers' ids.
+
+    Args:
+        trace: The trace of their model.
+    """
+    found: dict[int, str] = {}
+    for call in trace.calls:
+        made = [x.dtype.name for operation in call.operations for x in operation.outputs]
+        half = next((dtype for dtype in made if dtype in HALF), None)
+        if half:
+            found[id(call.called)] = half
     return found

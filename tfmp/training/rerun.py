@@ -48,6 +48,45 @@ def state_variables(model):
     return list({id(v): v for v in found}.values())
 
 
+def packed(values):
+    """Copies of values in one vector for each dtype; for tracing.
+
+    Not the values themselves: a variable that somebody holds an old value of can't be updated in
+    its place, and XLA copies each such one before the step.
+
+    Args:
+        values: List of tensors.
+    """
+    return [
+        # (A lone part would be handed on without a copy.)
+        tf.concat([*(tf.reshape(x, [-1]) for x in values if x.dtype == dtype), [0]], 0)
+        for dtype in _dtypes(values)
+    ]
+
+
+def unpacked(variables, vectors):
+    """The values of variables, from what `packed` made of them.
+
+    Args:
+        variables: List of Keras variables.
+        vectors: List of tensors.
+
+    Returns:
+        List of tensors, in the order of the variables.
+    """
+    values = {}
+    for dtype, vector in zip(_dtypes(variables), vectors, strict=True):
+        some = [v for v in variables if tf.as_dtype(v.dtype) == dtype]
+        parts = tf.split(vector, [*(math.prod(v.shape) for v in some), 1])
+        for variable, part in zip(some, parts, strict=False):
+            values[id(variable)] = tf.reshape(part, variable.shape)
+    return [values[id(variable)] for variable in variables]
+
+
+def _dtypes(values):
+    return list(dict.fromkeys(tf.as_dtype(x.dtype) for x in values))
+
+
 def rerun(steps, index, data, state):
     """Runs the step of one replica once more.
 

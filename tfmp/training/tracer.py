@@ -16,7 +16,7 @@ from tfmp import distribution, loss_scale
 from tfmp.errors import UserError
 from tfmp.training import layer_maxima, trace_files
 from tfmp.training.accelerate import BATCH, engine_of, local
-from tfmp.training.rerun import rerun, state_variables
+from tfmp.training.rerun import packed, rerun, state_variables, unpacked
 
 # A layer is warned about below so many bits of headroom, or where a line through its last WINDOW
 # looks reaches 0 within as many more.
@@ -33,7 +33,7 @@ class _Step:
 
     Attributes:
         number: Counted from 1.
-        state: Values before it, of `Tracer._variables`.
+        state: Values before it, of `Tracer._variables`, `packed`; and the counters.
         data: Its batch.
         measured: What a traced step returned beside its logs.
         counters: Loss scales and skipped steps before and after, [2, 2, optimizers], as a future.
@@ -178,7 +178,7 @@ class Tracer(keras.callbacks.Callback):
         ]
         counters = tf.transpose(tf.stack(scaled)) if scaled else tf.zeros([2, 0], tf.float64)
         whole = self.model.steps_per_execution == 1 and self._scaled
-        return [v.read_value() for v in copies] if whole else [], counters
+        return packed([v.read_value() for v in copies]) if whole else [], counters
 
     def _read_counters(self, after):
         """Fetches the counters behind the newest step; not here, where it would be waited for."""
@@ -213,7 +213,8 @@ class Tracer(keras.callbacks.Callback):
             return
         self._reruns += 1
         found = {"step": step.number, "loss_scale": float(scale)}
-        state = list(zip(self._variables, step.state[0], strict=True))
+        values = unpacked(self._variables, step.state[0])
+        state = list(zip(self._variables, values, strict=True))
         try:
             fault = self._fault(step.data, state)
         # Whatever fails in a second look must not end the training.

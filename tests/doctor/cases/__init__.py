@@ -18,6 +18,7 @@ class Bad:
         damaged: Whether a model shows the damage.
         mended: Makes the model as the finding says; None: `fix` does it.
         severity: The least that the finding has to be.
+        batch: Inputs and labels, for what only a batch tells.
     """
 
     build: Callable
@@ -26,3 +27,4 @@ class Bad:
     damaged: Callable
     mended: Callable | None = None
     severity: str = "warning"
+    batch: tuple = ()

@@ -315,7 +315,76 @@ def scaled_operation():
     return keras.Model(inputs, layers.Dense(2, dtype="float32")(x)), normal(8, 8, scale=4)
 
 
+@keras.saving.register_keras_serializable(package="cases")
+class Slope(layers.Layer):
+    """The slope of a net by the difference of two values."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.net = layers.Dense(1, bias_initializer="ones", name="net")
+
+    def call(self, inputs):
+        return (self.net(inputs + 1e-3) - self.net(inputs)) / 1e-3
+
+    def compute_output_shape(self, shape):
+        return (*shape[:-1], 1)
+
+
+def slope():
+    """u(x + h) - u(x), of values around 1."""
+    inputs = keras.Input((4,))
+    return keras.Model(inputs, Slope(name="slope")(inputs)), normal(16, 4, scale=0.1, shift=1.0)
+
+
+def nearest_code():
+    """|x|² - 2 x e + |e|² of values around 8, as in a VQ-VAE."""
+
+    def nearest(x):
+        x = x * 0.1 + 8  # close together, as codes are
+        codes = ops.cast(np.linspace(8.0, 8.16, 4)[:, None] + np.zeros(16), x.dtype)
+        distances = ops.sum(x**2, -1, keepdims=True) - 2 * x @ ops.transpose(codes)
+        distances += ops.sum(codes**2, axis=-1)
+        return ops.one_hot(ops.argmin(distances, axis=-1), 4, dtype=x.dtype)
+
+    return around(nearest), normal(64, 8)
+
+
+def frozen_weight():
+    """A weight of 3e5, frozen, for inputs of 3e-6."""
+    model = keras.Sequential(
+        [
+            keras.Input((2,)),
+            layers.Dense(2, trainable=False, name="whiten"),
+            layers.Dense(1, dtype="float32"),
+        ]
+    )
+    model.layers[0].kernel.assign([[1 / 3e-6, 0.0], [0.0, 1.0]])
+    return model, np.array([[3e-6, 1.0]] * 4, np.float32)
+
+
+def half_within_float32(dtype="float16"):
+    """A layer of float32 that casts to half and back."""
+
+    def total(x):
+        return ops.cast(ops.sum(ops.cast(x, dtype), axis=-1, keepdims=True), "float32") * 1e-5
+
+    inputs = keras.Input((2000,))
+    x = Compute(total, name="total", dtype="float32")(inputs)
+    model = keras.Model(inputs, layers.Dense(1, dtype="float32")(x))
+    return model, normal(2, 2000, shift=100)
+
+
 BAD = {
+    "slope": Bad(slope, "cancellation", "slope", "outputs wrong"),
+    "nearest_code": Bad(nearest_code, "other_choice", "planted", "outputs wrong"),
+    "frozen_weight": Bad(frozen_weight, "half_overflow", "whiten", "outputs not finite"),
+    "half_within_float32": Bad(
+        half_within_float32,
+        "half_overflow",
+        "total",
+        "outputs not finite",
+        lambda: half_within_float32("float32"),
+    ),
     "raw_inputs": Bad(raw_inputs, "half_overflow", "first", "outputs not finite"),
     "sum_pooling": Bad(sum_pooling, "half_overflow", "pool", "outputs not finite"),
     "instance_variance": Bad(instance_variance, "inner_overflow", "planted", "outputs wrong"),

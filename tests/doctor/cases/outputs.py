@@ -60,7 +60,9 @@ def nested():
     inside = head(None, HALF, units=1)
     inside.name = "regressor"
     inputs = keras.Input((1,))
-    return keras.Model(inputs, inside(layers.Activation("linear", dtype=HALF)(inputs)))
+    model = keras.Model(inputs, inside(layers.Activation("linear", dtype=HALF)(inputs)))
+    model.compile("sgd", "mse")
+    return model
 
 
 BAD = {

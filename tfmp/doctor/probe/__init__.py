@@ -12,6 +12,7 @@ import keras
 import tensorflow as tf
 
 from tfmp.doctor.probe.batch import Batch, draw, labels_for, tensors
+from tfmp.doctor.probe.choices import choices
 from tfmp.doctor.probe.faults import (
     added_faults,
     backward_faults,
@@ -20,9 +21,10 @@ from tfmp.doctor.probe.faults import (
     raises,
     spans,
 )
+from tfmp.doctor.probe.parting import agree, parting
 from tfmp.doctor.probe.proportion import off_scale
 from tfmp.doctor.probe.step import Step, take, unchanged
-from tfmp.doctor.probe.underflow import finite, fitting_scale, underflows
+from tfmp.doctor.probe.underflow import finite, fitting_scale, limiting, underflows
 from tfmp.doctor.probe.values import Fault, Probe, Span, Underflow
 from tfmp.doctor.subject import Subject, scale_of, scales
 
@@ -85,8 +87,14 @@ def probe(subject: Subject, inputs=None, labels=None) -> Probe | None:
 
 def _judged(subject, run, drawn, reference, first) -> Probe:
     """What there is to say of steps that run."""
-    reference.calls.clear()  # its activations, which nothing reads
+    trained = {part.path for part in subject.parts if part.layer.trainable_variables}
+    parted, same = parting(first, reference), agree(first, reference)
+    reference.calls.clear()  # its activations, which nothing else reads
     step, faults, kept = _rounds(run, forward_faults, first, frozenset())
+    if same:  # what nothing behind a layer notices is no fault
+        faults = [fault for fault in faults if fault.kind != "flush" or fault.layer in trained]
+    faults += [] if faults or same else [fault for _, fault in parted]
+    faults += [fault for _, fault in choices(subject, first)]
     faults += [] if faults else added_faults(subject, first, reference)
     reach = spans(step)
     # A layer that computes in float32 from here on may have had wrong gradients, too.
@@ -114,6 +122,7 @@ def _judged(subject, run, drawn, reference, first) -> Probe:
         underflows(subject, reference, step, scaled, scale or 1.0),
         scale,
         wanted,
+        limiting=limiting(step) if wanted and scale and scale < wanted else None,
         unjudged=tuple((step.unjudged | (scaled.unjudged if scaled else {})).values()),
     )
 

@@ -15,7 +15,7 @@ from keras.src.ops.operation import Operation
 
 from tfmp.doctor.probe.patching import as_graph, patched
 from tfmp.doctor.subject import Subject
-from tfmp.doctor.trace import is_graph
+from tfmp.doctor.trace import half_inside, is_graph
 from tfmp.layer_paths import is_closed
 from tfmp.policies.choice import HALF
 
@@ -40,6 +40,7 @@ class Call:
         state: (variable, value before the call) of what a call may change.
         given: The gradients that came to its float outputs, by their number.
         passed: The gradients that it gave for its float inputs, by their number.
+        inside: The half dtype that it casts to by name, whatever its own dtype; None: none.
     """
 
     operation: Operation
@@ -52,6 +53,8 @@ class Call:
     state: list = dataclasses.field(default_factory=list)
     given: dict[int, tf.Tensor] = dataclasses.field(default_factory=dict)
     passed: dict[int, tf.Tensor] = dataclasses.field(default_factory=dict)
+
+    inside: str | None = None
 
     def inputs(self) -> list[tf.Tensor]:
         """Its float inputs, flat."""
@@ -120,6 +123,7 @@ class Recorder:
         self.failed: Call | None = None
         self._root = subject.model
         self._paths = {id(part.layer): part.path for part in subject.parts}
+        self._inside = half_inside(subject.trace)
         self._kept = kept
         self._full = full
         self._stack: list[Call] = []
@@ -151,10 +155,11 @@ class Recorder:
         return self._record(original, operation, args, kwargs)
 
     def _record(self, original, operation, args, kwargs):
-        call = Call(operation, self._path(operation))
+        call = Call(operation, self._path(operation), inside=self._inside.get(id(operation)))
         call.args, given = _tap((args, kwargs), call.passed)
         call.kwargs = dict(given)
-        call.state = [(v, tf.identity(v.value)) for v in _changing(operation)]
+        # Not by `value`, which the scope of the layer around would cast to half.
+        call.state = [(v, tf.identity(v._value)) for v in _changing(operation)]
         parent = self._stack[-1] if self._stack else None
         (parent.children if parent else self.calls).append(call)
         self._stack.append(call)
@@ -209,15 +214,22 @@ def half_of(call: Call) -> str | None:
     layer = call.operation
     own = [layer.compute_dtype] if isinstance(layer, keras.Layer) else []
     seen = [x.dtype.name for x in [*call.inputs(), *call.results()]]
-    return next((dtype for dtype in [*own, *seen] if dtype in HALF), None)
+    return next((dtype for dtype in [*own, *seen] if dtype in HALF), call.inside)
 
 
 @contextlib.contextmanager
-def float32(operation: Operation):
-    """A layer computes in float32 within; so does what a layer of Keras' own made for itself."""
+def float32(operation: Operation, whole: bool = False):
+    """A layer computes in float32 within; so does what a layer of Keras' own made for itself.
+
+    Args:
+        operation: The layer, or an operation.
+        whole: Whether a recurrent layer's cell does, too.
+    """
     layers: list[keras.Layer] = []
     if isinstance(operation, keras.Layer):
-        layers = [operation] if opens(operation) else operation._flatten_layers()
+        # A cell that ran within a graph was not looked at by itself.
+        alone = opens(operation) and not (whole and isinstance(operation, keras.layers.RNN))
+        layers = [operation] if alone else operation._flatten_layers()
     with all_float32(layers), AutocastScope("float32"):
         yield
 

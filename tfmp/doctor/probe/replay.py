@@ -118,7 +118,9 @@ def replay(
 def _run(call, args, kwargs, upstream, stubs, full, look) -> Values:
     inputs, weights = floats((args, kwargs)), [v._value for v in weights_of(call)]
     sources = len(given_to(call))
-    precision: Any = float32(call.operation) if full else contextlib.nullcontext()
+    precision: Any = (
+        float32(call.operation, whole=not call.children) if full else contextlib.nullcontext()
+    )
     with tf.GradientTape() as tape, patched(stubs.on_layer, _plainly, stubs.on_seed), precision:
         tape.watch(inputs)
         stubs.tape = tape

@@ -6,12 +6,15 @@ import tensorflow as tf
 
 from tfmp import loss_scale
 from tfmp.doctor.probe import compare
-from tfmp.doctor.probe.recording import half_of
+from tfmp.doctor.probe.recording import computes, half_of
 from tfmp.doctor.probe.replay import weights_of
 from tfmp.doctor.probe.step import Step
 from tfmp.doctor.probe.values import Underflow
 from tfmp.doctor.subject import Subject
 from tfmp.policies.choice import HALF
+
+# By an optimizer's epsilon: a gradient of that size moves a weight by this part of a step.
+UNNOTICED = 0.1
 
 
 def finite(step: Step) -> bool:
@@ -31,6 +34,20 @@ def fitting_scale(step: Step, wanted: float) -> float:
     largest = compare.largest([*_flowing(step, "float16"), *own])
     most = float(tf.float16.max) / largest if largest else wanted
     return float(2.0 ** np.floor(np.log2(min(wanted, most))))
+
+
+def limiting(step: Step) -> str | None:
+    """The layer whose float16 holds the largest gradient of its outputs.
+
+    Args:
+        step: A step without loss scale whose gradients are finite.
+    """
+    sizes = {
+        call.path: compare.largest(call.given.values())
+        for call in _calls(step)
+        if half_of(call) == "float16" and call.path and computes(call)
+    }
+    return max(sizes, key=lambda path: sizes[path], default=None)
 
 
 def _calls(step):
@@ -61,12 +78,13 @@ def underflows(
     moved = _stuck(subject, reference, scaled or unscaled, scale)
     holders = [(None, subject.model), *((part.path, part.layer) for part in subject.parts)]
     found = []
+    least = _least(subject)
     for path, layer in holders:
         ids = [id(v) for v in layer._trainable_variables if id(v) in reference.gradients]
         full, plain = _flat(reference, ids), _flat(unscaled, ids)
         if full is None or plain is None:
             continue
-        there = (full != 0) & np.isfinite(full)
+        there = (np.abs(full) > least) & np.isfinite(full)
         if not there.any():
             continue
         lifted = _flat(scaled, ids) if scaled else None
@@ -83,6 +101,13 @@ def underflows(
             )
         )
     return tuple(found)
+
+
+def _least(subject) -> float:
+    """What part of a gradient an optimizer that divides by its size doesn't notice."""
+    epsilons = [getattr(loss_scale.inner(x), "epsilon", None) for _, x in subject.optimizers]
+    known = [x for x in epsilons if isinstance(x, float)]
+    return UNNOTICED * min(known) if known and len(known) == len(epsilons) else 0.0
 
 
 def _flat(step, ids) -> np.ndarray | None:

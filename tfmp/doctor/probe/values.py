@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-Kind = Literal["raises", "overflow", "nan", "flush", "departure"]
+Kind = Literal["raises", "overflow", "nan", "flush", "departure", "cancels", "chooses"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,7 +15,9 @@ class Fault:
         is_layer: Whether it is a layer, which can be put in float32; else an operation.
         direction: "forward", or "backward": in the gradients it passes on or those of its weights.
         kind: "raises": an error where float32 has none; "overflow": infinite where float32 is
-            finite; "nan"; "flush": most of what differs is zero; "departure": it differs otherwise.
+            finite; "nan"; "flush": most of what differs is zero; "departure": it differs otherwise;
+            "cancels": what it takes is right but for rounding, and nothing of what it gives;
+            "chooses": another element is the largest or the smallest, `error` the share of these.
         dtype: The half dtype.
         operation: TensorFlow operation within which finite numbers became infinite or NaN first,
             such as "Sum"; None where that isn't so, or couldn't be seen.
@@ -95,6 +97,7 @@ class Probe:
         scale: Largest power of two up to the optimizer's loss scale at which the gradients are
             finite; 1.0 where nothing scales the loss; None where none is.
         wanted_scale: The optimizer's loss scale; None where nothing scales the loss.
+        limiting: The layer whose gradient, the largest in float16, keeps the scale at `scale`.
         off_scale: By the names of optimizers that scale: factor by which the gradients that a
             `train_step` of the model's own hands over miss the scale; those of 1 are left out.
     """
@@ -109,3 +112,4 @@ class Probe:
     unjudged: tuple[str, ...] = ()
     off_scale: tuple[tuple[str, float], ...] = ()
     guessed: bool = False
+    limiting: str | None = None

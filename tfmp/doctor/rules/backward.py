@@ -116,7 +116,7 @@ def gradient_underflow(subject: Subject) -> Iterator[Finding]:
     yield Finding(
         "gradient_underflow",
         "warning" if probe.drawn or worst.lost < GRAVE else "error",
-        worst.layer if len(lost) == 1 else None,
+        worst.layer if len(lost) == 1 else probe.limiting,
         f"Gradients {count} are zero {scale} and not in float32: {percent(_share(worst))} of the "
         f"numbers of {worst.layer}, {percent(worst.lost)} by norm. {mend}",
         {

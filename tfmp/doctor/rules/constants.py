@@ -44,7 +44,7 @@ def constant_overflow(subject: Subject) -> Iterator[Finding]:
         https://github.com/google/flax/issues/982
         https://github.com/keras-team/keras/pull/17571
     """
-    for name, found in _by_layer(subject, _overflows(subject)).items():
+    for name, found in _by_layer(subject, _overflows).items():
         operation, value, severity = max(found, key=lambda x: (x[2] == "error", abs(x[1])))
         dtype = operation.outputs[0].dtype
         yield Finding(
@@ -86,7 +86,7 @@ def constant_underflow(subject: Subject) -> Iterator[Finding]:
         https://github.com/pytorch/pytorch/issues/61954
         https://github.com/keras-team/keras/issues/11832
     """
-    for name, found in _by_layer(subject, _underflows(subject)).items():
+    for name, found in _by_layer(subject, _underflows).items():
         operation, value, severity = min(found, key=lambda x: SEVERITIES.index(x[2]))
         dtype = operation.outputs[0].dtype
         lost = abs(value) <= flow.smallest(dtype)
@@ -109,7 +109,8 @@ def constant_underflow(subject: Subject) -> Iterator[Finding]:
 
 def _by_layer(subject, hazards):
     found: dict[str | None, list] = {}
-    for operation, value, severity in hazards:
+    everywhere = (x for looked in subject.everywhere for x in hazards(looked))
+    for operation, value, severity in everywhere:
         found.setdefault(subject.path(operation), []).append((operation, value, severity))
     return found
 

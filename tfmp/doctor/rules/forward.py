@@ -1,5 +1,6 @@
 """What layers give on a batch: `tfmp.doctor.probe` runs the model."""
 
+import dataclasses
 from collections.abc import Iterator
 
 from tfmp.doctor.finding import Finding
@@ -124,6 +125,73 @@ def leaves_float32(subject: Subject) -> Iterator[Finding]:
                 f"inputs explains {percent(fault.explained)}"
             )
             yield finding("leaves_float32", subject, fault, text)
+
+
+def cancellation(subject: Subject) -> Iterator[Finding]:
+    """A layer gives the small difference of numbers that half has rounded.
+
+    u(x + h) - u(x), or |a|² - 2ab + |b|², of numbers that agree in their first three digits has no
+    right digit where they were computed in float16, and a division by h² magnifies what is left.
+    Computing the layer alone in float32 changes nothing, since what it takes is rounded already.
+    The doctor compares each layer with the model's run in float32: what it took was right to 2 %,
+    what it gives is off by 30 % or more.
+
+    Example:
+        class Slope(keras.layers.Layer):
+            def __init__(self, net, **kwargs):
+                super().__init__(**kwargs)
+                self.net = net
+
+            def call(self, x):  # of a net in half
+                return (self.net(x + 1e-3) - self.net(x)) / 1e-3
+
+    Mend:
+        `dtype="float32"` for the layer and for those whose outputs it takes; `fix` sets those that
+        are within it. Or a derivative by a tape in place of differences.
+
+    References:
+        Higham, "Accuracy and Stability of Numerical Algorithms", section 1.7, on cancellation.
+        Seen on Keras 3.15.
+    """
+    for fault in faults(subject, "forward", "cancels"):
+        text = (
+            f"Differs from the run in float32 by {percent(fault.error)}, while what it takes is "
+            f"right to {percent(fault.explained)}: in {fault.dtype} only rounding is left of a "
+            "difference, or it is magnified. Layers whose outputs it takes have to be float32, too"
+        )
+        found = finding("cancellation", subject, fault, text)
+        within = [x.path for x in subject.half_parts if x.path.startswith(f"{fault.layer}/")]
+        mends = tuple(dict.fromkeys([*found.float32, *within])) if found.float32 else ()
+        yield dataclasses.replace(found, float32=mends)
+
+
+def other_choice(subject: Subject) -> Iterator[Finding]:
+    """A layer chooses another code, expert or class among scores in half.
+
+    The largest or smallest of scores that are large and close together, such as squared distances
+    to the codes of a vector quantizer, is another one once they are rounded. What the layer gives
+    then looks right, and is the wrong code. The doctor compares what layers choose in both
+    precisions: it is a fault where a fifth of the choices are others, and rounding the inputs
+    explains less than a third of these.
+
+    Example:
+        def nearest(x):  # |x|^2 - 2 x e + |e|^2, of values around 8
+            codes = keras.ops.convert_to_tensor(np.linspace(8, 8.2, 8)[:, None], x.dtype)
+            distances = x * x - 2 * x @ codes.T + keras.ops.sum(codes**2, axis=-1)
+            return keras.ops.take(codes, keras.ops.argmin(distances, axis=-1), axis=0)
+
+    Mend:
+        Give the layer `dtype="float32"`, which `fix` does, or cast to float32 before the scores.
+
+    References:
+        Seen on Keras 3.15, with the VQ-VAE of https://keras.io/examples/generative/vq_vae/.
+    """
+    for fault in faults(subject, "forward", "chooses"):
+        text = (
+            f"{percent(fault.error)} of what it chooses as largest or smallest are others in "
+            f"{fault.dtype}; rounding its inputs explains {percent(fault.explained)}"
+        )
+        yield finding("other_choice", subject, fault, text)
 
 
 def fails_in_half(subject: Subject) -> Iterator[Finding]:

@@ -41,7 +41,8 @@ def rounded_ids(subject: Subject) -> Iterator[Finding]:
         IEEE 754-2019, binary16: 11 significant bits.
     """
     worst: dict[str | None, tuple] = {}
-    for operation, number, why, severity in _hazards(subject):
+    hazards = (x for looked in subject.everywhere for x in _hazards(looked))
+    for operation, number, why, severity in hazards:
         name = subject.path(operation)
         former = worst.get(name)
         if former is None or SEVERITIES.index(severity) < SEVERITIES.index(former[3]):

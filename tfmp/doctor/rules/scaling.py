@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import keras
 
 from tfmp import loss_scale
-from tfmp.doctor import flow, source
+from tfmp.doctor import flow, hand, source
 from tfmp.doctor.finding import Finding
 from tfmp.doctor.subject import Subject, scale_of, scales
 from tfmp.doctor.trace import is_graph
@@ -38,8 +38,10 @@ def no_loss_scale(subject: Subject) -> Iterator[Finding]:
         Micikevicius et al. 2018, Mixed Precision Training, arXiv:1710.03740, section 3.2.
         https://github.com/keras-team/keras/issues/19244
     """
+    around = subject.around
+    by_hand = bool(subject.step and around and hand.scales(subject.step, around.ranges))
     for name, optimizer in subject.optimizers:
-        if scales(optimizer) or _unused(subject, name):
+        if scales(optimizer) or _unused(subject, name) or by_hand:
             continue
         where = _float16_of(subject, name, optimizer)
         if where:

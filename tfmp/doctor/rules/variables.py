@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import keras
+import tensorflow as tf
 
 from tfmp import loss_scale
 from tfmp.doctor import flow
@@ -61,6 +62,76 @@ def half_variables(subject: Subject) -> Iterator[Finding]:
             )
 
 
+def weight_overflow(subject: Subject) -> Iterator[Finding]:
+    """A weight beyond 65504 is infinite where it is read in half.
+
+    Weights of a mixed policy are float32, and are cast as a layer reads them: a scale of 1 / 3e-6
+    of a whitening, a price's mean or its variance is then infinite, and one whose weights are all
+    below 3e-8 is zero. A checkpoint loaded into float16 variables is so once and for all: the
+    variance of a `BatchNormalization` that is infinite makes all it gives the same. The doctor
+    reads the weights.
+
+    Example:
+        inputs = keras.Input((2,))
+        whiten = keras.layers.Dense(2, trainable=False, dtype="mixed_float16")
+        model = keras.Model(inputs, keras.layers.Dense(1, dtype="float32")(whiten(inputs)))
+        whiten.kernel.assign([[1 / 3e-6, 0], [0, 1.0]])  # of a current in amperes
+        model.predict(np.array([[3e-6, 1.0]]), verbose=0)  # infinite or NaN
+
+    Mend:
+        The layer in float32, which `fix` sets, or other units. Variables in float16: build the
+        model under mixed_float16, and load the weights into it.
+
+    References:
+        IEEE 754-2019, binary16: the largest number is 65504.
+    """
+    named = {
+        id(v): part.path
+        for part in reversed(subject.parts)
+        for v in [*part.layer._trainable_variables, *part.layer._non_trainable_variables]
+    }
+    for variable, path, dtype in _read_or_held(subject, named):
+        largest = float(tf.reduce_max(tf.abs(tf.cast(variable._value, "float32")), axis=None))
+        held = variable.dtype in HALF
+        limit = flow.largest(tf.as_dtype(dtype))
+        lost = 0 < largest <= flow.smallest(tf.as_dtype(dtype)) and variable.shape
+        if not (largest > limit or lost):
+            continue
+        yield Finding(
+            "weight_overflow",
+            "error",
+            path,
+            f"Its {variable.name} reaches {largest:.4g}, which is "
+            f"{'zero' if lost else 'infinite'} in {dtype}. "
+            + (
+                f"The variable is {dtype}: build the model under mixed_{dtype}, and load the "
+                "weights again."
+                if held
+                else 'Give it dtype="float32".'
+            ),
+            {"largest": largest, "variable": variable.path},
+            () if held else subject.float32(path),
+        )
+
+
+def _read_or_held(subject, named):
+    """(variable, path of its layer, half dtype) of variables in half, or read in it."""
+    seen = set()
+    for variable in subject.model.variables:
+        if variable.dtype in HALF:
+            seen.add(id(variable))
+            yield variable, named.get(id(variable)), str(variable.dtype)
+    for operation in subject.trace.operations:
+        if operation.type != "Cast" or not flow.is_half(operation.outputs[0]):
+            continue
+        for x in flow.sources(operation.inputs[0], flow.SAME - {"Cast"}):
+            for variable in subject.trace.variables.get(id(x.op), ()):
+                if id(variable) not in seen and x.dtype == tf.float32:
+                    seen.add(id(variable))
+                    path = subject.path(operation) or named.get(id(variable))
+                    yield variable, path, operation.outputs[0].dtype.name
+
+
 def rounded_state(subject: Subject) -> Iterator[Finding]:
     """A layer that updates a float32 variable from its value in half rounds it in every step.
 
@@ -87,14 +158,14 @@ def rounded_state(subject: Subject) -> Iterator[Finding]:
         https://github.com/tensorflow/addons/issues/2405
     """
     told = set()
-    for operation in subject.trace.operations:
-        written = subject.trace.variables.get(id(operation), ())
+    for looked, operation in ((x, y) for x in subject.everywhere for y in x.trace.operations):
+        written = looked.trace.variables.get(id(operation), ())
         if operation.type != "AssignVariableOp" or not written:
             continue
         variable, path = written[0], subject.path(operation)
         if variable.dtype != "float32" or (path, variable.path) in told:
             continue
-        if dtype := _read_in_half(subject, operation.inputs[1], variable):
+        if dtype := _read_in_half(looked, operation.inputs[1], variable):
             told.add((path, variable.path))
             yield Finding(
                 "rounded_state",
@@ -121,17 +192,10 @@ def _read_in_half(subject, value, variable) -> str | None:
             if dtype and any(v is variable for v in subject.trace.variables.get(id(x.op), ())):
                 return dtype
         elif x.op.type in ("If", "StatelessIf"):
-            stack += [(given, dtype) for given in _of_branches(x)]
+            stack += [(given, dtype) for given in flow.of_branches(x)]
         elif x.op.type in NUMBER_BY_NUMBER:
             stack += [(given, dtype) for given in x.op.inputs]
     return None
-
-
-def _of_branches(tensor):
-    """What the two branches of a condition give for one of its outputs."""
-    for name in ("then_branch", "else_branch"):
-        function = tensor.op.graph._get_function(tensor.op.get_attr(name).name)
-        yield function.graph.outputs[tensor.value_index]
 
 
 def half_optimizer_epsilon(subject: Subject) -> Iterator[Finding]:
