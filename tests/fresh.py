@@ -7,6 +7,7 @@ program starts, or of what has to be set before TensorFlow is imported, takes `s
 """
 
 import multiprocessing
+import multiprocessing.connection
 import os
 import pathlib
 import runpy
@@ -14,6 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["keras", "tensorflow"])
@@ -31,22 +33,52 @@ def run(*words, cwd=None, env=None, timeout=300):
     Returns:
         A `subprocess.CompletedProcess`, its output as text; return code None if it took too long.
     """
-    words = [str(word) for word in words]
+    (ended,) = run_together([words], cwd=cwd, envs=[env], timeout=timeout)
+    return ended
+
+
+def run_together(programs, *, envs, cwd=None, timeout=300):
+    """Runs Python programs at the same time, as `run` does one.
+
+    Args:
+        programs: The words of each.
+        envs: All environment variables of each; None: those of this process.
+        cwd: Their folder.
+        timeout: Seconds that they may take together.
+
+    Returns:
+        A list of `subprocess.CompletedProcess`, with `ended`, the `time.monotonic()` of its end.
+    """
     own_group = multiprocessing.parent_process() is None  # what a fork starts ends with it
+    end = time.monotonic() + timeout
+    started, ended, times = [], [], {}
     with tempfile.TemporaryDirectory() as folder:
-        out, err = (pathlib.Path(folder, name) for name in ("stdout", "stderr"))
-        job = words, out, err, cwd or os.getcwd(), dict(os.environ if env is None else env)
-        process = CONTEXT.Process(target=_program, args=(own_group, *job))
-        process.start()
         try:
-            process.join(timeout)
-            code = process.exitcode
+            for index, (words, env) in enumerate(zip(programs, envs, strict=True)):
+                out, err = (pathlib.Path(folder, f"{index}.{x}") for x in ("stdout", "stderr"))
+                settings = dict(os.environ if env is None else env)
+                job = [str(word) for word in words], out, err, cwd or os.getcwd(), settings
+                process = CONTEXT.Process(target=_program, args=(own_group, *job))
+                process.start()
+                started.append((process, *job[:3]))
+            running = {process.sentinel: n for n, (process, *_) in enumerate(started)}
+            while running and time.monotonic() < end:
+                timeout = max(0.0, end - time.monotonic())
+                for sentinel in multiprocessing.connection.wait(list(running), timeout):
+                    times[running.pop(sentinel)] = time.monotonic()
+            for process, *_ in started:
+                process.join(0.0)
         finally:
-            if process.is_alive():
-                os.killpg(process.pid, signal.SIGKILL) if own_group else process.kill()
-                process.join()
-        said = [file.read_text(errors="replace") if file.exists() else "" for file in (out, err)]
-    return subprocess.CompletedProcess(words, code, *said)
+            codes = [process.exitcode for process, *_ in started]
+            for process, *_ in started:
+                if process.is_alive():
+                    os.killpg(process.pid, signal.SIGKILL) if own_group else process.kill()
+                    process.join()
+        for index, (_, words, *files) in enumerate(started):
+            said = [x.read_text(errors="replace") if x.exists() else "" for x in files]
+            ended.append(subprocess.CompletedProcess(words, codes[index], *said))
+            ended[-1].ended = times.get(index, end)
+    return ended
 
 
 def _program(own_group, words, out, err, cwd, env):

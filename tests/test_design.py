@@ -19,6 +19,7 @@ from tfmp import cli, commands, errors, recipes
 ROOT = pathlib.Path(tfmp.__file__).parents[1]
 LAYERS = {
     "errors": 0,
+    "workers": 0,
     "policies": 0,
     "loss_scale": 0,
     "hardware": 0,

@@ -91,9 +91,11 @@ def test_gpus_that_tell_no_name_are_taken_as_equal(gpus):
     assert distribution.resolve("auto") is asked
 
 
-@pytest.mark.parametrize("name", ["", "Mirrored", "multi_worker", None])
+@pytest.mark.parametrize("name", ["", "Mirrored", "multiworker", None])
 def test_an_unknown_name_is_refused_with_the_known_ones(name):
-    with pytest.raises(errors.UserError, match="out of auto, none, mirrored") as error:
+    with pytest.raises(
+        errors.UserError, match="out of auto, none, mirrored, multi_worker"
+    ) as error:
         distribution.resolve(name)
     assert repr(name) in str(error.value)
 

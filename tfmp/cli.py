@@ -32,7 +32,7 @@ from absl import flags
 from tfmp import errors
 
 
-def flag(default, text, *, group="Run", choices=None, positional=False):
+def flag(default, text, *, group="Run", choices=None, positional=False, short=None):
     """A dataclass field that is a flag.
 
     Args:
@@ -43,6 +43,7 @@ def flag(default, text, *, group="Run", choices=None, positional=False):
             field brings its own.
         positional: Whether a word without a name is this flag's value, and all such words are a
             tuple's; of one field at most.
+        short: A letter that is short for the name, of a number or string.
 
     Returns:
         A `dataclasses.field`.
@@ -52,6 +53,7 @@ def flag(default, text, *, group="Run", choices=None, positional=False):
         "group": group,
         "choices": choices and tuple(choices),
         "positional": positional,
+        "short": short,
     }
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -122,7 +124,9 @@ def run(config_type, main, argv=None, program=None):
     try:
         main(config)
     except errors.TfmpError as error:
-        leave(error.exit_status, str(error), at_once=isinstance(error, errors.OutOfMemoryError))
+        workers = sys.modules.get("tfmp.workers")  # which imports TensorFlow
+        at_once = isinstance(error, errors.OutOfMemoryError) or (workers and workers.is_joined())
+        leave(error.exit_status, str(error), at_once=at_once)
     except KeyboardInterrupt:
         leave(128 + signal.SIGINT, "interrupted; what was saved before is kept")
 
@@ -173,8 +177,9 @@ def help_text(config_type, program, doc=""):
         default = "none" if field.default is None else _as_word(field.default)
         sort = "|".join(_choices(field, kind) or (getattr(kind, "__name__", "list"),))
         text = f"{field.metadata['text']} (default: {default or repr('')})"
+        short = field.metadata["short"]
         groups.setdefault(field.metadata["group"], []).append(
-            f"  --{field.name}={sort}\n"
+            f"  --{field.name}={sort}{f', -{short}' if short else ''}\n"
             + textwrap.fill(text, 92, initial_indent=" " * 6, subsequent_indent=" " * 6)
         )
     sections = [f"{group}:\n" + "\n".join(lines) for group, lines in groups.items()]
@@ -228,7 +233,8 @@ def _define(field, kind, values):
             float: flags.DEFINE_float,
             str: flags.DEFINE_string,
         }
-        definers[kind](name, default, text, flag_values=values)
+        short = field.metadata.get("short")
+        definers[kind](name, default, text, flag_values=values, short_name=short)
 
 
 class _TupleParser(flags.ListParser):
@@ -262,7 +268,8 @@ def leave(status, message, at_once=False):
         status: Exit status.
         message: What went wrong.
         at_once: Leave without freeing anything: once a GPU's memory has run out, TensorFlow 2.21
-            aborts with a stack trace while it frees its variables.
+            aborts with a stack trace while it frees its variables; while other workers train, it
+            waits for them.
     """
     sys.stdout.flush()
     print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)

@@ -7,33 +7,52 @@ So one replica's forward pass, or update, can be traced and compiled like that o
 
 import contextlib
 import contextvars
+import os
+from collections.abc import Callable
 
 import keras
 import tensorflow as tf
 from tensorflow.python.distribute import distribute_lib  # no public way out of a scope
 
+from tfmp import workers
 from tfmp.errors import UserError
 
-STRATEGIES = ("auto", "none", "mirrored")
+STRATEGIES = ("auto", "none", "mirrored", "multi_worker", "tpu")
 
 _index = contextvars.ContextVar("replica_index", default=None)
 
 
-def resolve(name: str) -> tf.distribute.Strategy:
+def resolve(name: str, start_timeout: float = 300.0) -> tf.distribute.Strategy:
     """The strategy of a name.
 
     Args:
-        name: "none"; "mirrored", over all GPUs, or without one over all logical CPUs; or "auto":
-            mirrored where there are several GPUs.
+        name: "none"; "mirrored", over all GPUs, or without one over all logical CPUs;
+            "multi_worker", over the GPUs of all workers that TF_CONFIG or Slurm's variables name,
+            or their CPUs; "tpu", the one that TPU_NAME names, or else this machine's; or "auto":
+            multi_worker where several workers are named, tpu where TPU_NAME is set, mirrored where
+            there are several GPUs.
+        start_timeout: Seconds to wait for other workers.
 
     Returns:
         A `tf.distribute.Strategy`; for none, TensorFlow's default one, whose scope does nothing.
 
     Raises:
-        UserError: The name is unknown, or the GPUs are of different kinds.
+        UserError: The name is unknown, the GPUs are of different kinds, no workers are named or
+            they can't be joined, or there is no TPU.
     """
     if name not in STRATEGIES:
         raise UserError(f"Expected a strategy out of {', '.join(STRATEGIES)}. Received: {name!r}.")
+    found = workers.in_environment() if name in ("auto", "multi_worker") else None
+    if name == "multi_worker" and not found:
+        raise UserError(
+            "--strategy=multi_worker expects TF_CONFIG, or the variables of a Slurm step, to name "
+            "the workers. Received neither. On one machine: `python -m tfmp launch -n 2 -- "
+            "python -m tfmp.recipes.resnet`."
+        )
+    if found and (name == "multi_worker" or found.count > 1):
+        return workers.connect(found, start_timeout)
+    if name == "tpu" or (name == "auto" and os.environ.get("TPU_NAME")):
+        return _tpu(os.environ.get("TPU_NAME") or "local")
     gpus = tf.config.list_logical_devices("GPU")
     if name == "none" or (name == "auto" and len(gpus) < 2):
         return tf.distribute.get_strategy()
@@ -47,6 +66,23 @@ def resolve(name: str) -> tf.distribute.Strategy:
     return tf.distribute.MirroredStrategy(devices, cross_device_ops=reduction)
 
 
+def _tpu(name: str) -> tf.distribute.TPUStrategy:
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver.connect(name)
+    except (tf.errors.OpError, ValueError, RuntimeError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise UserError(
+            "Expected a TPU: this machine's, for a TensorFlow with TPU support, or one that "
+            f"TPU_NAME names. Received none at {name!r} ({why}). Take another --strategy."
+        ) from None
+    return tf.distribute.TPUStrategy(resolver)
+
+
+def is_tpu(strategy: tf.distribute.Strategy) -> bool:
+    """Whether replicas are those of a TPU, which compiles one program for all of them."""
+    return isinstance(strategy, tf.distribute.TPUStrategy)
+
+
 def _check_same_kind(names: list[str]) -> None:
     if len(set(names)) > 1:
         raise UserError(
@@ -54,6 +90,45 @@ def _check_same_kind(names: list[str]) -> None:
             f"Received: {', '.join(names)}. Choose equal ones by CUDA_VISIBLE_DEVICES, or "
             "--strategy=none for the first alone."
         )
+
+
+def worker(strategy: tf.distribute.Strategy) -> workers.Worker:
+    """This process among those of a strategy."""
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return workers.ALONE
+    return workers.in_environment() or workers.ALONE
+
+
+def first_replica(strategy: tf.distribute.Strategy) -> int:
+    """Position of this process' first replica among those of all workers."""
+    return getattr(strategy.extended, "_id_in_cluster", 0) * len(devices(strategy))
+
+
+def own_parts(
+    strategy: tf.distribute.Strategy, batches: Callable, batch_size: int
+) -> tf.data.Dataset | tf.distribute.DistributedDataset:
+    """Batches for `fit`, of which each worker makes its own part alone.
+
+    (TensorFlow's own sharding would have each worker decode all examples and drop most of them.)
+
+    Args:
+        strategy: The strategy that trains.
+        batches: `batches(part=(i, n))` gives an endless `tf.data.Dataset` of the i-th n-th of each
+            batch.
+        batch_size: Examples in a whole batch.
+    """
+    if worker(strategy).count == 1:
+        return batches()
+    size = batch_size // strategy.num_replicas_in_sync
+
+    def of_worker(context):
+        part = context.input_pipeline_id, context.num_input_pipelines
+        of_replicas = batches(part=part).rebatch(size, drop_remainder=True)
+        # That there is no end makes the size of a batch known to the compiler.
+        endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
+        return of_replicas.apply(endless)
+
+    return strategy.distribute_datasets_from_function(of_worker)
 
 
 def check_batch_size(batch_size: int, replicas: int, parts: int = 1) -> None:
@@ -118,7 +193,7 @@ def on_replica(strategy, index, variables, optimizers=()):
     plain = [copies(strategy, v)[index] for v in variables]
     mirrored = [v._value for v in variables]
     strategies = [optimizer._distribution_strategy for optimizer in optimizers]
-    token = _index.set(index)
+    token = _index.set(first_replica(strategy) + index)
     distribute_lib._push_per_thread_mode(distribute_lib._get_default_replica_mode())
     try:
         for variable, value in zip(variables, plain, strict=True):
@@ -135,13 +210,19 @@ def on_replica(strategy, index, variables, optimizers=()):
             vars(optimizer)["_distribution_strategy"] = former
 
 
-def replica_index() -> int:
-    """Position of the replica whose code is being traced or run; 0 without a strategy."""
+def replica_index() -> int | tf.Tensor:
+    """Position, of all replicas, of the one whose code is traced or run; 0 without a strategy.
+
+    On a TPU, where one program is that of all, a scalar int64 tensor.
+    """
     index = _index.get()
     if index is not None:
         return index
     context = tf.distribute.get_replica_context()
-    return int(tf.get_static_value(context.replica_id_in_sync_group)) if context else 0
+    if not context:
+        return 0
+    known = tf.get_static_value(context.replica_id_in_sync_group)
+    return tf.cast(context.replica_id_in_sync_group, tf.int64) if known is None else int(known)
 
 
 def replica_sum(x: tf.Tensor) -> tf.Tensor:

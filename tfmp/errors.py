@@ -35,6 +35,12 @@ class StoppedError(TfmpError):
     exit_status = 75
 
 
+class PeerError(TfmpError):
+    """A worker process that this one trains with was lost; all of them are to start again."""
+
+    exit_status = 75
+
+
 class DifferentError(TfmpError):
     """What was compared is different."""
 

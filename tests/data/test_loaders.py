@@ -48,6 +48,19 @@ def test_resume_equals_the_tail_of_the_uninterrupted_run(loaded):
         assert_same(numpy_batches(resumed, len(whole) - start), whole[start:])
 
 
+def test_parts_together_are_the_whole_batch(loaded):
+    steps = min(loaded.sizes["train"] // 8, 10)
+    whole = numpy_batches(loaded.train(6, seed=5, start_step=1), steps + 2)
+    parts = [
+        numpy_batches(loaded.train(6, seed=5, start_step=1, part=(i, 3)), steps + 2)
+        for i in range(3)
+    ]
+    for expected, *batch in zip(whole, *parts, strict=True):
+        assert_same([expected], [[np.concatenate(x) for x in zip(*batch, strict=True)]])
+    with pytest.raises(data.DataError, match="that 4 workers can share evenly"):
+        loaded.train(6, seed=5, part=(0, 4))
+
+
 def test_same_seed_same_sequence_whatever_the_global_seed(loaded):
     tf.random.set_seed(1)
     first = numpy_batches(loaded.train(4, seed=3), 3)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from tfmp import errors
 
@@ -54,10 +54,11 @@ class Data:
             there are several, a dict of shapes by name.
         class_names: One name a class, in the order of the labels; empty where there are none.
         sizes: Number of examples in "train", "validation" and "test"; 0 where there is none.
-        train: `train(batch_size, *, seed, start_step=0, multiple_of=1)` gives an endless
-            `tf.data.Dataset` of (features, labels); of images (uint8 [batch, height, width,
-            channels], int32 [batch]). Batch k is a function of (data, seed, k) alone; an epoch has
-            `steps_per_epoch(...)` batches, and drops the remainder.
+        train: `train(batch_size, *, seed, start_step=0, multiple_of=1, part=(0, 1))` gives an
+            endless `tf.data.Dataset` of (features, labels); of images (uint8 [batch, height,
+            width, channels], int32 [batch]). Batch k is a function of (data, seed, k) alone; an
+            epoch has `steps_per_epoch(...)` batches, and drops the remainder. With the part
+            (i, n) it is the i-th n-th of each batch, and only that is decoded.
         validation: `validation(batch_size)` gives every example once, in order, as (features,
             labels, weights float32 [batch]); the last batch is filled up with zeros of
             weight 0. None where there is no validation set.
@@ -65,6 +66,8 @@ class Data:
         augmentation: The entry of `augment.AUGMENTATIONS` that suits these images.
         example: What an example is, such as "image"; in the singular.
         tokens: Tokens of an example, where speed is counted in these; else None.
+        read_by: What a worker that takes a part need not read of the other parts: "file" where an
+            example is a file, else "element": it reads them, and decodes its own.
         origin: What tells these very data from others of the same name, such as a version or a
             checksum; empty where the name says it all.
     """
@@ -79,4 +82,5 @@ class Data:
     augmentation: str = "none"
     example: str = "image"
     tokens: int | None = None
+    read_by: Literal["element", "file"] = "element"
     origin: str = ""

@@ -64,6 +64,7 @@ def load(path: str, options: Options) -> Data:
         validation=_evaluation(*files["validation"], evaluation_crop),
         test=_evaluation(*files["test"], evaluation_crop),
         augmentation="flip" if crops.is_large(shape) else "crop",
+        read_by="file",
     )
 
 

@@ -15,6 +15,7 @@ from tfmp.data.base import DataError
 
 IN_MEMORY_BYTES = 2**30
 SHUFFLE_BYTES = 2**30
+WHOLE = (0, 1)  # the only part of a batch
 
 
 def steps_per_epoch(examples: int, batch_size: int, multiple_of: int = 1) -> int:
@@ -115,17 +116,22 @@ def gathered_train(gather: Callable, examples: int) -> Callable:
     """
 
     def train(
-        batch_size: int, *, seed: int, start_step: int = 0, multiple_of: int = 1
+        batch_size: int,
+        *,
+        seed: int,
+        start_step: int = 0,
+        multiple_of: int = 1,
+        part: tuple[int, int] = WHOLE,
     ) -> tf.data.Dataset:
         steps = steps_per_epoch(examples, batch_size, multiple_of)
         first_epoch, first_step = _position(start_step, steps)
+        begin, size = _share(batch_size, part)
 
         def one_epoch(epoch):
             chosen = tf.reshape(order(seed, epoch, examples)[: steps * batch_size], [steps, -1])
             start = tf.where(epoch == first_epoch, first_step, 0)
-            batches = tf.data.Dataset.from_tensor_slices(
-                tf.ensure_shape(chosen, [steps, batch_size])[start:]
-            )
+            own = tf.ensure_shape(chosen, [steps, batch_size])[:, begin : begin + size]
+            batches = tf.data.Dataset.from_tensor_slices(own[start:])
             key = epoch_key(seed, epoch)
             return batches.map(lambda chosen: (chosen, key))
 
@@ -169,16 +175,27 @@ def streamed_train(records: Callable, decode: Callable, examples: int) -> Callab
     """
 
     def train(
-        batch_size: int, *, seed: int, start_step: int = 0, multiple_of: int = 1
+        batch_size: int,
+        *,
+        seed: int,
+        start_step: int = 0,
+        multiple_of: int = 1,
+        part: tuple[int, int] = WHOLE,
     ) -> tf.data.Dataset:
         steps = steps_per_epoch(examples, batch_size, multiple_of)
         first_epoch, first_step = _position(start_step, steps)
+        begin, size = _share(batch_size, part)
+
+        def is_own(index, record):
+            return (index - begin) % batch_size < size
 
         def one_epoch(epoch):
             first = tf.constant(first_step * batch_size, tf.int64)
             start = tf.where(epoch == first_epoch, first, tf.zeros_like(first))
             found = records(seed, epoch, start).take(steps * batch_size - start)
-            return found.enumerate(start).map(lambda index, record: (epoch, index, record))
+            found = found.enumerate(start)
+            found = found if size == batch_size else found.filter(is_own)
+            return found.map(lambda index, record: (epoch, index, record))
 
         stream = tf.data.Dataset.counter(first_epoch).flat_map(one_epoch)
         decoded = stream.map(
@@ -186,7 +203,7 @@ def streamed_train(records: Callable, decode: Callable, examples: int) -> Callab
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=True,
         )
-        batches = decoded.batch(batch_size, drop_remainder=True).map(_with_int32_labels)
+        batches = decoded.batch(size, drop_remainder=True).map(_with_int32_labels)
         return _finish(_endless(batches))
 
     return train
@@ -310,6 +327,16 @@ def _padded(features, labels, batch_size):
         return tf.ensure_shape(x, [batch_size, *x.shape[1:]])
 
     return tf.nest.map_structure(padded, (features, labels, tf.ones([examples])))
+
+
+def _share(batch_size: int, part: tuple[int, int]) -> tuple[int, int]:
+    """Where a part of a batch begins, and its number of examples."""
+    index, count = part
+    if batch_size % count:
+        raise DataError(
+            f"Expected a batch size that {count} workers can share evenly. Received: {batch_size}."
+        )
+    return index * (batch_size // count), batch_size // count
 
 
 def _check_batch_size(batch_size: int) -> None:

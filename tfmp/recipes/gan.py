@@ -99,8 +99,8 @@ def run(config):
     """Trains and evaluates as `config` says; returns the dict in `results.json`."""
     began = time.perf_counter()
     prepared = prepare(config)
-    samples = gan.Samples(prepared[0].workdir / "samples")
-    return recipe.run(config, prepared, began, callbacks=[samples])
+    samples = [gan.Samples(prepared[0].workdir / "samples")] if prepared[0].worker.is_chief else []
+    return recipe.run(config, prepared, began, callbacks=samples)
 
 
 if __name__ == "__main__":

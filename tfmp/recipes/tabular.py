@@ -132,7 +132,8 @@ def run(config):
     session, data, _, _ = prepared
     for note in data.notes:
         print(f"note: {note}")
-    describe(data, session.workdir)
+    if session.worker.is_chief:
+        describe(data, session.workdir)
     return recipe.run(config, prepared, began)
 
 

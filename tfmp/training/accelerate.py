@@ -31,8 +31,8 @@ BATCH = "tfmp/batch"
 def accelerate(model, *, jit_compile=True, fused_layers=None, microbatches=1, remat=False):
     """Makes `model.fit` run each replica's step as XLA programs, and skip bad steps whole.
 
-    Works without a strategy and under OneDeviceStrategy and MirroredStrategy, with all that Keras'
-    `fit` takes. What it adds to Keras:
+    Works without a strategy and under OneDeviceStrategy, MirroredStrategy and
+    MultiWorkerMirroredStrategy, with all that Keras' `fit` takes. What it adds to Keras:
 
     - XLA under a strategy of several replicas.
     - With a `tfmp.LossScaleOptimizer` a step that overflows on any replica leaves weights, slots,
@@ -138,7 +138,7 @@ class Engine:
         """Keras' hook: sets and returns the model's `test_function`."""
         if self.model.test_function is None or force:
             self._check()
-            functions = [self.steps.evaluation(i) for i in range(self.steps.replicas)]
+            functions = [self.steps.evaluation(i) for i in range(self.steps.local_replicas)]
             step = self._on_each_replica([self._compiled(f) for f in functions])
             self.model.test_function = self._of_iterator(step)
         return self.model.test_function
@@ -300,7 +300,7 @@ class Engine:
     def _train_step(self, steps):
         if steps.replicas == steps.microbatches == 1:
             return self._on_each_replica([self._compiled(steps.whole)])
-        indices = range(steps.replicas)
+        indices = range(steps.local_replicas)
         native = not uses_xla(self.model)
         forward = [steps.forward_backward(index, native) for index in indices]
         commit = [steps.commit(index) for index in indices]
@@ -346,6 +346,7 @@ class Engine:
         """
         strategy = self.model.distribute_strategy
         devices = distribution.devices(strategy)
+        first = distribution.first_replica(strategy)
 
         def alone(data):
             with tf.device(devices[0]) if devices[0] else contextlib.nullcontext():
@@ -353,7 +354,7 @@ class Engine:
 
         def together(data):
             def on_replica(data):
-                return functions[distribution.replica_index()](data)
+                return functions[distribution.replica_index() - first](data)
 
             def joined(name, x):
                 values = strategy.experimental_local_results(x)
@@ -364,7 +365,7 @@ class Engine:
             logs = strategy.run(on_replica, args=(data,))
             return {name: joined(name, x) for name, x in logs.items()}
 
-        return alone if len(devices) == 1 else together
+        return alone if self.steps.replicas == 1 else together
 
 
 def _is_built(model):

@@ -3,6 +3,7 @@
 All per-step work is in `on_train_batch_begin`, before the device gets its next step.
 """
 
+import json
 import math
 import pathlib
 import signal
@@ -13,7 +14,7 @@ import time
 import keras
 import tensorflow as tf
 
-from tfmp import loss_scale
+from tfmp import distribution, loss_scale, workers
 from tfmp.errors import NonFiniteError, StoppedError
 from tfmp.files import read_metrics
 
@@ -120,12 +121,14 @@ class Checkpointer(keras.callbacks.Callback):
     """Saves the full state after each epoch, every so many steps, and when asked to stop.
 
     Between `on_train_begin` and `on_train_end` the first SIGINT or SIGTERM saves and stops at the
-    next step; a second one stops at once.
+    next step; a second one stops at once. One to any of several workers stops all, at the same
+    step.
 
     Args:
         checkpoints: `Checkpoints` to save to.
         guard: `NonFiniteGuard` that looks before each save, so that every checkpoint is good.
         stopwatch: `tfmp.training.stopwatch.Stopwatch` whose seconds and joules are saved too.
+        stop: `tfmp.workers.Stop` of all workers.
         every_steps: Steps between two saves; 0: only after epochs.
         resume_hint: What the message tells the user to do to go on.
 
@@ -133,14 +136,14 @@ class Checkpointer(keras.callbacks.Callback):
         StoppedError: In `fit`, after a signal.
     """
 
-    def __init__(self, checkpoints, guard, stopwatch, every_steps, resume_hint):
+    def __init__(self, checkpoints, guard, stopwatch, stop, every_steps, resume_hint):
         super().__init__()
         self._checkpoints = checkpoints
         self._guard = guard
         self._stopwatch = stopwatch
+        self._stop = stop
         self._every = every_steps
         self._hint = resume_hint
-        self._signal = None
         self._former = {}
         self._epoch_begin = 0
 
@@ -165,16 +168,18 @@ class Checkpointer(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch, logs=None):
         """Saves when it is time or a signal came; the state is that after the former step."""
-        if self._signal:
-            self._stop()
-        if self._every and batch and (self._epoch_begin + batch) % self._every == 0:
+        step = self._epoch_begin + batch
+        if self._stop.is_due(step, begins=self.model.steps_per_execution):
+            self._end(step)
+        if self._every and batch and step % self._every == 0:
             self._save()
 
     def on_epoch_end(self, epoch, logs=None):
         """Saves."""
         self._save()
-        if self._signal:
-            self._stop()
+        step = int(self.model.step)
+        if self._stop.is_due(step):
+            self._end(step)
 
     def _save(self):
         self._guard.check()
@@ -183,14 +188,15 @@ class Checkpointer(keras.callbacks.Callback):
         self._checkpoints.save()
 
     def _on_signal(self, number, frame):
-        self._signal = signal.Signals(number).name
+        said = signal.Signals(number).name
         self.restore_signals()
-        print(f"\n{self._signal}: saving after this step. Again: stop at once.", file=sys.stderr)
+        self._stop.ask(said)
+        print(f"\n{said}: saving after this step. Again: stop at once.", file=sys.stderr)
 
-    def _stop(self):
+    def _end(self, step):
         self._save()
-        step = int(self.model.step)
-        raise StoppedError(f"Stopped by {self._signal} after step {step}, saved. {self._hint}")
+        workers.finish(distribution.worker(self.model.distribute_strategy))
+        raise StoppedError(f"Stopped by {self._stop.reason} after step {step}, saved. {self._hint}")
 
 
 class EarlyStopping(keras.callbacks.EarlyStopping):
@@ -201,22 +207,34 @@ class EarlyStopping(keras.callbacks.EarlyStopping):
         metrics_file: The CSV log of the run.
         monitor: Name of the metric.
         mode: "max" or "min": what its best value is.
+        worker: This process, a `tfmp.workers.Worker`.
     """
 
-    def __init__(self, patience, metrics_file, monitor, mode):
+    def __init__(self, patience, metrics_file, monitor, mode, worker=workers.ALONE):
         super().__init__(monitor=f"val_{monitor}", mode=mode, patience=patience)
         self._metrics_file = pathlib.Path(metrics_file)
+        self._worker = worker
 
     def on_train_begin(self, logs=None):
         """Replays the epochs before."""
         super().on_train_begin(logs)
-        for row in read_metrics(self._metrics_file):
+        for row in _epochs_before(self._worker, self._metrics_file):
             self.on_epoch_end(int(row["epoch"]), row)
 
 
-def has_stopped_early(patience, metrics_file, monitor, mode):
+def _epochs_before(worker, metrics_file):
+    """Rows of the CSV log, as the chief, who writes it, reads them."""
+
+    def read():
+        return json.dumps(read_metrics(metrics_file))
+
+    return json.loads(workers.chief_first(worker, "epochs", read))
+
+
+def has_stopped_early(patience, metrics_file, monitor, mode, worker=workers.ALONE):
     """Whether `EarlyStopping` has ended the run that wrote a CSV log; never without patience."""
-    scores = [row[f"val_{monitor}"] for row in read_metrics(metrics_file)] if patience else []
+    rows = _epochs_before(worker, metrics_file) if patience else []
+    scores = [row[f"val_{monitor}"] for row in rows]
     scores = [score for score in scores if not math.isnan(score)]
     best = max if mode == "max" else min
     return bool(scores) and len(scores) - 1 - scores.index(best(scores)) >= patience

@@ -1,9 +1,11 @@
 """Full state of a run on disk: what a resumed run needs to go on as if it had never stopped."""
 
+import hashlib
 import pathlib
 
 import tensorflow as tf
 
+from tfmp import distribution, workers
 from tfmp.errors import TfmpError
 from tfmp.loss_scale import optimizers_of
 
@@ -17,7 +19,8 @@ class Checkpoints:
     known) so far. The data's order and the augmentation are functions of the seed and the step.
 
     TensorFlow writes a checkpoint beside the last one and names it last of all, so a process
-    killed while saving leaves the former one in force.
+    killed while saving leaves the former one in force. Of several workers all call the same methods
+    at the same steps; the chief alone writes, and all read.
 
     Args:
         folder: Folder of the checkpoints; made if need be.
@@ -30,10 +33,13 @@ class Checkpoints:
         self.joules = tf.Variable(0.0, dtype=tf.float64, trainable=False)
         self._learner = learner
         self._metrics = [v for metric in learner.metrics for v in metric.variables]
+        # Over all replicas. (TensorFlow's saving would ask all workers for the metrics' own.)
+        self._sums = [tf.Variable(tf.zeros(v.shape, v.dtype)) for v in self._metrics]
+        self._worker = distribution.worker(learner.distribute_strategy)
         self._checkpoint = tf.train.Checkpoint(
             model=[v.value for v in learner.variables],
             optimizer=[v.value for x in optimizers_of(learner) for v in x.variables],
-            metrics=[v.value for v in self._metrics],
+            metrics=self._sums,
             seconds=self.seconds,
             joules=self.joules,
         )
@@ -43,7 +49,9 @@ class Checkpoints:
     @property
     def latest(self):
         """Path of the last checkpoint, or None."""
-        return self._manager.latest_checkpoint
+        if self._worker.is_chief:
+            return self._manager.latest_checkpoint
+        return tf.train.latest_checkpoint(self._manager.directory)  # another process writes
 
     def save(self):
         """Saves the state unless that of this very step is saved already.
@@ -54,15 +62,20 @@ class Checkpoints:
         step = int(self._learner.step)
         if step == self._saved_step:
             return
+        self._saved_step = step
+        for total, variable in zip(self._sums, self._metrics, strict=True):
+            total.assign(variable.numpy())
+        if not self._worker.is_chief:
+            return
         try:
             self._manager.save(checkpoint_number=step)
         except (tf.errors.OpError, OSError) as error:
+            self._saved_step = None
             raise TfmpError(
                 f"Can't write a checkpoint to {self._manager.directory}: "
                 f"{getattr(error, 'message', error)}. The former one, if any, is kept; make room "
                 "and go on with --resume."
             ) from error
-        self._saved_step = step
 
     def restore(self):
         """Restores the last checkpoint, if there is one.
@@ -74,6 +87,7 @@ class Checkpoints:
         Raises:
             TfmpError: The checkpoint is damaged or of another model.
         """
+        workers.wait(self._worker, "restore")  # until the chief has written
         if self.latest is None:
             if any(pathlib.Path(self._manager.directory).glob("*.index")):
                 raise TfmpError(
@@ -91,7 +105,18 @@ class Checkpoints:
                 "'checkpoint' beside it."
             ) from error
         self._saved_step = int(self._learner.step)
-        return [v.numpy() for v in self._metrics]
+        return [v.numpy() for v in self._sums]
+
+    def checksum(self):
+        """A few digits that tell whether weights, optimizer and counters are those of another."""
+        state = [*self._learner.variables]
+        state += [v for x in optimizers_of(self._learner) for v in x.variables]
+        counted = {id(v) for v in self._metrics}
+        digest = hashlib.sha256()
+        for variable in state:
+            if id(variable) not in counted:
+                digest.update(variable.numpy().tobytes())
+        return digest.hexdigest()[:12]
 
     def set_metrics(self, values):
         """Gives the metrics the values that `restore` returned."""

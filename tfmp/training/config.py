@@ -74,10 +74,15 @@ class TrainingConfig:
 
     strategy: str = flag(
         "auto",
-        "none: one device; mirrored: a replica on each GPU; auto: mirrored where there are several "
-        "GPUs.",
+        "none: one device; mirrored: a replica on each GPU; multi_worker: on each GPU of all the "
+        "workers that TF_CONFIG or Slurm names; tpu: the one of TPU_NAME or of this machine; auto: "
+        "multi_worker where several are named, tpu where TPU_NAME is set, mirrored where there are "
+        "several GPUs.",
         group="Distribution",
         choices=STRATEGIES,
+    )
+    start_timeout: float = flag(
+        300.0, "Seconds to wait for other workers at the start.", group="Distribution"
     )
     sync_batch_norm: bool = flag(
         False,
@@ -195,6 +200,7 @@ class TrainingConfig:
         self.check("validation_fraction", lambda value: 0 <= value <= 0.5, "from 0 to 0.5")
         self.check("initial_scale", lambda value: 1 <= value <= 2**24, "from 1 to 2**24")
         self.check("learning_rate", lambda value: 0 < value <= 2.0**127, "above 0, up to 2**127")
+        self.check("start_timeout", lambda value: value > 0, "above 0")
         self.check("ema", lambda value: 0 <= value < 1, "from 0 to below 1")
         self.check("seed", lambda value: 0 <= value < 2**31, "from 0 to 2**31-1")
         self.check("warmup_epochs", lambda value: value < self.epochs, "below --epochs")

@@ -114,11 +114,12 @@ def run(config, prepared, began):
         options = {"resume_hint": hint, "power": power}
         phase = None
         if config.first_phase:
-            loop.describe(classifier, config, workdir)  # for --resume, from the first step on
+            if started.worker.is_chief:  # for --resume, from the first step on
+                loop.describe(classifier, config, workdir)
             phase = _fit_head(config.first_phase, prepared, options)
             print("\nphase 2 of 2: all weights\n", flush=True)
         fitted = loop.fit(classifier, data, config, workdir, **options)
-    if phase is None:
+    if phase is None or not started.worker.is_chief:
         return results.finish(started, config, data, classifier, fitted, began)
     more = {"first_phase": _summary(config.first_phase, phase, workdir / FOLDER)}
     return results.finish(started, config, data, classifier, _sum(phase, fitted), began, more)

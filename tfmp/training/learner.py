@@ -6,6 +6,7 @@ import keras
 import tensorflow as tf
 
 from tfmp import distribution, loss_scale
+from tfmp.training import tpu
 from tfmp.training.accelerate import accelerate
 
 
@@ -47,7 +48,7 @@ class Learner(keras.Model):
     def draw_seed(self):
         """Int64 [2] for TensorFlow's stateless random functions: of the seed, step and replica."""
         word = self.seed + distribution.replica_index() * 2**32
-        return tf.stack([tf.constant(word, tf.int64), self.step])
+        return tf.stack([tf.cast(word, tf.int64), self.step])
 
     def prepare(self, features, labels):
         """What the model and the loss get of a replica's batch in a training step.
@@ -111,6 +112,7 @@ class Learner(keras.Model):
         weights = tf.reshape(weights, [-1] + [1] * (len(outputs.shape) - 2))
         weights = tf.broadcast_to(weights, tf.shape(outputs)[:-1])
         loss = self.compute_loss(features, targets, outputs, weights, training=False)
+        loss *= tf.distribute.get_strategy().num_replicas_in_sync  # by which Keras divides it
         # Keras' own step would weight the loss by the padded size of the batch.
         self._loss_tracker.update_state(loss, sample_weight=tf.reduce_sum(weights))
         return self.compute_metrics(features, targets, outputs, weights)
@@ -139,6 +141,9 @@ def compile_learner(
         microbatches: Parts in which each replica computes its batch.
         remat: Whether activations are computed once more instead of kept; see `accelerate`.
     """
+    on_tpu = distribution.is_tpu(learner.distribute_strategy)
+    if on_tpu:
+        optimizer = loss_scale.inner(optimizer)
     learner.compile(
         optimizer=optimizer,
         loss=learner.make_loss(),
@@ -147,13 +152,16 @@ def compile_learner(
         steps_per_execution=steps_per_execution,
         auto_scale_loss=False,
     )
-    accelerate(
-        learner,
-        jit_compile=jit_compile,
-        fused_layers=fused_layers,
-        microbatches=microbatches,
-        remat=remat,
-    )
+    if on_tpu:
+        tpu.accelerate(learner)
+    else:
+        accelerate(
+            learner,
+            jit_compile=jit_compile,
+            fused_layers=fused_layers,
+            microbatches=microbatches,
+            remat=remat,
+        )
     optimizer.build(learner.model.trainable_variables)
     # Keras would build these on what the data holds, before `prepare`.
     targets, outputs = learner.target_spec(), keras.KerasTensor(learner.model.output_shape)

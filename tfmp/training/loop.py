@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import functools
 import math
+import os
 import pathlib
 import re
 import sys
@@ -10,7 +12,7 @@ import sys
 import keras
 import tensorflow as tf
 
-from tfmp import compile_cache, files, hardware
+from tfmp import compile_cache, distribution, files, hardware, workers
 from tfmp.data import DataError, steps_per_epoch, to_device
 from tfmp.errors import OutOfMemoryError, TfmpError, UserError
 from tfmp.training import callbacks, loading
@@ -70,6 +72,7 @@ def fit(learner, data, config, workdir, *, resume_hint="", extra_callbacks=(), p
         UserError: The batch is larger than the training set, the folder can't be written, or
             early stopping has no validation examples.
         NonFiniteError: Loss or weights became non-finite for good.
+        PeerError: Another worker was lost.
         StoppedError: A signal asked to stop; the state is saved.
         OutOfMemoryError: The step doesn't fit into the device's memory.
     """
@@ -81,7 +84,9 @@ def fit(learner, data, config, workdir, *, resume_hint="", extra_callbacks=(), p
         raise UserError(
             "--early_stopping needs validation examples: --validation_fraction above 0."
         )
-    describe(learner, config, workdir)
+    worker = distribution.worker(learner.distribute_strategy)
+    if worker.is_chief:
+        describe(learner, config, workdir)
     checkpoints = Checkpoints(workdir / "checkpoints", learner)
     metrics = checkpoints.restore()
     stopwatch = Stopwatch(
@@ -91,25 +96,29 @@ def fit(learner, data, config, workdir, *, resume_hint="", extra_callbacks=(), p
         compiled_calls=2 if config.trace_every > 1 else 1,
     )
     log = workdir / "metrics.csv"
-    files.keep_epochs(log, int(learner.step) // epoch_steps)
+    if worker.is_chief:
+        files.keep_epochs(log, int(learner.step) // epoch_steps)
+    _compare(worker, learner, data, checkpoints)
     guard = callbacks.NonFiniteGuard(epoch_steps, checkpoints)
+    stop = workers.Stop(worker, int(learner.step))
     saver = callbacks.Checkpointer(
-        checkpoints, guard, stopwatch, config.save_every_steps, resume_hint
+        checkpoints, guard, stopwatch, stop, config.save_every_steps, resume_hint
     )
-    logger = keras.callbacks.CSVLogger(log, append=True)
+    logger = keras.callbacks.CSVLogger(log if worker.is_chief else os.devnull, append=True)
     # Logs are completed before they are written, and written before the epoch counts as done.
     every = [callbacks.StepLogs(), stopwatch, guard, logger]
-    every += _optional(config, learner, workdir, log)
+    every += _optional(config, learner, workdir, log, worker)
     board = workdir / "tensorboard" if config.tensorboard else None
     tracer = Tracer(workdir, config.trace_every, board) if config.trace_every else None
     every += [*extra_callbacks, *filter(None, [tracer]), saver]
     learner.stop_training = callbacks.has_stopped_early(
-        config.early_stopping, log, learner.monitor, learner.monitor_mode
+        config.early_stopping, log, learner.monitor, learner.monitor_mode, worker
     )
     try:
-        with naming_errors(config, learner.model):
+        with naming_errors(config, learner.model, worker):
             _train(learner, data, config, epoch_steps, checkpoints, metrics, every)
     finally:
+        stop.close()
         logger.on_train_end()
         saver.on_train_end()
         if tracer:
@@ -147,6 +156,28 @@ def describe(learner, config, workdir):
         raise UserError(f"Can't use --workdir={workdir}: {error}.") from None
 
 
+def _compare(worker, learner, data, checkpoints):
+    """Holds the workers to the same data, step and weights, such as of one checkpoint."""
+    workers.agree(
+        worker,
+        "state",
+        {
+            "the data": f"{data.name} {data.sizes}",
+            "the step": int(learner.step),
+            "the checksum of weights and optimizer": checkpoints.checksum(),
+        },
+        "All have to read the same data, and the chief's checkpoints: --workdir has to be one "
+        "folder, on a file system that all workers share.",
+    )
+
+
+def _verbosity(learner):
+    """What Keras calls `verbose`; of several workers only the chief shows the progress."""
+    if not distribution.worker(learner.distribute_strategy).is_chief:
+        return 0
+    return 1 if sys.stdout.isatty() else 2
+
+
 def _known(value):
     return None if math.isnan(value) else value
 
@@ -156,14 +187,10 @@ def _train(learner, data, config, epoch_steps, checkpoints, metrics, every):
     step = int(learner.step)
     while step < config.epochs * epoch_steps and not learner.stop_training:
         epoch, done = divmod(step, epoch_steps)
-        batches = data.train(
-            config.batch_size,
-            seed=config.seed,
-            start_step=step,
-            multiple_of=config.steps_per_execution,
-        )
-        with learner.distribute_strategy.scope():
-            batches = to_device(batches)
+        strategy = learner.distribute_strategy
+        batches = functools.partial(_batches, data, config, step)
+        with strategy.scope():
+            batches = distribution.own_parts(strategy, batches, config.batch_size)
             validation = data.validation and to_device(data.validation(config.batch_size))
         # A begun epoch gets a call of its own: Keras takes one length for all.
         epochs = epoch + 1 if done else config.epochs
@@ -175,7 +202,7 @@ def _train(learner, data, config, epoch_steps, checkpoints, metrics, every):
             validation_data=validation,
             callbacks=callbacks.Callbacks(
                 [_RestoreMetrics(checkpoints, metrics), *every] if done else every,
-                verbose=1 if sys.stdout.isatty() else 2,
+                verbose=_verbosity(learner),
                 epochs=epochs,
                 steps=epoch_steps - done,
                 model=learner,
@@ -189,21 +216,30 @@ def _train(learner, data, config, epoch_steps, checkpoints, metrics, every):
         learner.optimizer.finalize_variable_values(learner.trainable_variables)
 
 
+def _batches(data, config, step, **part):
+    """Batches from a step on, as the device wants them."""
+    settings = {"start_step": step, "multiple_of": config.steps_per_execution, **part}
+    return to_device(data.train(config.batch_size, seed=config.seed, **settings))
+
+
 @contextlib.contextmanager
-def naming_errors(config, model):
+def naming_errors(config, model, worker=workers.ALONE):
     """Turns TensorFlow's errors that a user can mend into errors that say how.
 
     Args:
         config: The run's `TrainingConfig`.
         model: The model that runs inside.
+        worker: This process, a `tfmp.workers.Worker`.
 
     Raises:
+        PeerError: Another worker was lost.
         OutOfMemoryError: The device's memory ran out.
         DataError: An image could not be decoded.
         TfmpError: The compile cache failed.
     """
     try:
-        yield
+        with workers.naming_lost_peers(worker):
+            yield
     except tf.errors.OpError as error:
         if explanation := compile_cache.explain(error.message):
             raise TfmpError(explanation) from error
@@ -229,14 +265,14 @@ class _RestoreMetrics(keras.callbacks.Callback):
         self._checkpoints.set_metrics(self._values)
 
 
-def _optional(config, learner, workdir, log):
+def _optional(config, learner, workdir, log, worker):
     if config.ema:
         yield keras.callbacks.SwapEMAWeights()
     if config.early_stopping:
         yield callbacks.EarlyStopping(
-            config.early_stopping, log, learner.monitor, learner.monitor_mode
+            config.early_stopping, log, learner.monitor, learner.monitor_mode, worker
         )
-    if config.tensorboard:
+    if config.tensorboard and worker.is_chief:
         yield keras.callbacks.TensorBoard(workdir / "tensorboard", update_freq="epoch")
 
 

@@ -2,7 +2,7 @@
 
 from tfmp import distribution, models, policies
 from tfmp.data import steps_per_epoch
-from tfmp.training import learner, loop, optimizers, results, session
+from tfmp.training import learner, loop, optimizers, results, session, tpu
 
 
 def prepare(name, config, *, load, build, learn, load_weights=models.load_weights):
@@ -60,7 +60,9 @@ def compiled(started, config, learned, epoch_steps):
         optimizers.build(config, learned.model, epoch_steps),
         jit_compile=started.jit_compile,
         fused_layers=started.fused_layers,
-        steps_per_execution=config.steps_per_execution,
+        steps_per_execution=tpu.steps_per_execution(config, epoch_steps)
+        if distribution.is_tpu(started.strategy)
+        else config.steps_per_execution,
         microbatches=config.gradient_accumulation_steps,
         remat=config.remat,
     )
@@ -77,7 +79,7 @@ def run(config, prepared, began, callbacks=()):
         callbacks: Keras callbacks of the recipe's own.
 
     Returns:
-        The dict in `results.json`.
+        The dict in `results.json`; of several workers, on all but the chief, an empty one.
     """
     started, data, learned, epoch_steps = prepared
     results.announce(started, config, data, learned, epoch_steps)

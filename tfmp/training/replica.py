@@ -42,7 +42,12 @@ class ReplicaSteps:
 
     @property
     def replicas(self):
-        """Number of replicas of this process."""
+        """Number of replicas of all processes."""
+        return self.model.distribute_strategy.num_replicas_in_sync
+
+    @property
+    def local_replicas(self):
+        """Number of replicas of this process, which are counted from 0 here."""
         return len(distribution.devices(self.model.distribute_strategy))
 
     def evaluation(self, index):
@@ -89,7 +94,7 @@ class ReplicaSteps:
         end of each step.)
 
         Args:
-            index: Position of the replica.
+            index: Position of the replica in this process.
             native: Run in the strategy's own replica context, where layers can talk to the other
                 replicas. What they say to each other has to be weighted in the loss.
         """
@@ -101,14 +106,15 @@ class ReplicaSteps:
                 statistics, metrics = self._statistics(), self._metric_variables()
                 before, metrics_before = _values(statistics), _values(metrics)
                 seeds = [v for v in statistics if v.name == "seed_generator_state"]
-                _shift(seeds, index)
+                position = distribution.first_replica(self.model.distribute_strategy) + index
+                _shift(seeds, position)
                 # Inside a strategy Keras divides the loss by the number of replicas.
                 weight = share * self.replicas if native else 1.0
                 several = self.replicas > 1
                 data = data if native or not several else _filled(data)
                 gradients, logs, measured = self._gradients(data, weight)
                 of_metrics = logs_of.of_metrics(self.model, logs)
-                _shift(seeds, -index)
+                _shift(seeds, -position)
                 after = _values(statistics)
                 changes = [
                     (new - old) * tf.cast(share, old.dtype)

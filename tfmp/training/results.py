@@ -7,8 +7,8 @@ import math
 import time
 
 import tfmp
-from tfmp import hardware, loss_scale, provenance
-from tfmp.data import steps_per_epoch
+from tfmp import distribution, hardware, loss_scale, provenance, workers
+from tfmp.data import steps_per_epoch, to_device
 from tfmp.errors import TfmpError
 from tfmp.files import read_metrics, write_json
 from tfmp.training import cost, curves, inference
@@ -37,11 +37,12 @@ def announce(session, config, data, learner, steps_per_epoch):
         "TF32": "on" if session.tf32 else "off",
         "loss scale": f"dynamic, from {config.initial_scale:g}" if scaled else "none",
         "replicas": session.replicas,
+        **_of_workers(session, data),
         "data": f"{data.name}: {sizes['train']:,} training, {sizes['validation']:,} validation and "
         f"{sizes['test']:,} test {data.example}s of {_shape(data.input_shape)}{classes}",
         "model": f"{model.name}, {model.count_params():,} parameters",
         "steps": f"{config.epochs} epochs of {steps_per_epoch:,} steps, "
-        f"{config.batch_size} {data.example}s a step",
+        f"{config.batch_size} {data.example}s a step, {learner.steps_per_execution} steps a call",
         "workdir": session.workdir,
     }
     _table(f"tfmp {tfmp.__version__}, {session.name}", rows)
@@ -53,8 +54,19 @@ def announce(session, config, data, learner, steps_per_epoch):
     print(flush=True)
 
 
+def _of_workers(session, data):
+    """Rows about this process and its part of the data, where it is one of several."""
+    if session.worker.count == 1:
+        return {}
+    other = "reads no other file" if data.read_by == "file" else "reads all, decodes its own"
+    share = f"part {session.worker.index + 1} of {session.worker.count} of each batch"
+    return {"this is": session.worker, "sharding": f"by {data.read_by}: {share}; {other}"}
+
+
 def finish(session, config, data, learner, fitted, began, more=None):
     """Evaluates the trained model on the test examples and writes the run's files.
+
+    Of several workers the chief writes, and the others wait for it; then each may end.
 
     Args:
         session: A `tfmp.training.Session`.
@@ -66,20 +78,25 @@ def finish(session, config, data, learner, fitted, began, more=None):
         more: Dict of what else `results.json` is to hold.
 
     Returns:
-        The dict in `results.json`.
+        The dict in `results.json`; of several workers, on all but the chief, an empty one.
 
     Raises:
         TfmpError: A file can't be written.
     """
+    test = _evaluate(learner, data, config)  # all workers have a part in it
+    if not session.worker.is_chief:
+        print(f"Done; the chief writes the results to {session.workdir}.")
+        workers.finish(session.worker)
+        return {}
     rows = read_metrics(session.workdir / "metrics.csv")
-    results = _collect(session, config, data, learner, fitted, rows) | (more or {})
+    results = _collect(session, config, data, learner, fitted, rows, test) | (more or {})
     file = session.workdir / "results.json"
     try:
         save_model(learner.model, session.workdir / "model.keras")
         curves.plot(rows, session.workdir / "curves.png", session.name, learner.monitor)
         results = _write(file, results, fitted, began)
         # Behind the results, so that nothing that happens here can lose them.
-        if config.measure_inference:
+        if config.measure_inference and not distribution.is_tpu(session.strategy):
             _measure_inference(session, config, data, learner, results)
             results = _write(file, results, fitted, began)
     except OSError as error:
@@ -88,6 +105,7 @@ def finish(session, config, data, learner, fitted, began, more=None):
             "checkpoints: mend this and go on with --resume."
         ) from error
     _summarize(results, session.workdir)
+    workers.finish(session.worker)
     return results
 
 
@@ -111,9 +129,8 @@ def _measure_inference(session, config, data, learner, results):
     results["compile_cache"] = _compile_cache(session.compile_cache)
 
 
-def _collect(session, config, data, learner, fitted, rows):
+def _collect(session, config, data, learner, fitted, rows, test):
     """What results.json holds, but for the seconds in total."""
-    test = _evaluate(learner, data, config)
     optimizer = learner.optimizer
     parameters = {
         "total": learner.model.count_params(),
@@ -132,7 +149,7 @@ def _collect(session, config, data, learner, fitted, rows):
         "deterministic": session.deterministic,
         "strategy": type(session.strategy).__name__.lstrip("_"),
         "replicas": session.replicas,
-        "workers": 1,
+        "workers": session.worker.count,
         "device": dataclasses.asdict(session.device),
         "model": {"name": learner.model.name, "parameters": parameters},
         "data": {
@@ -147,6 +164,7 @@ def _collect(session, config, data, learner, fitted, rows):
         "best": _best(rows, learner),
         "epochs": len(rows),
         "steps": int(learner.step),
+        "steps_per_execution": learner.steps_per_execution,
         "examples_per_second": fitted.examples_per_second,
         **_tokens(data, fitted),
         "seconds": {
@@ -187,10 +205,15 @@ def _cost(session, config, data, fitted):
         devices=session.devices,
         price_per_hour=config.price_per_hour,
         joules_missing=cost.joules_missing(fitted, session.device.kind),
-        inference_missing="the measurement did not end"
-        if config.measure_inference
-        else "--measure_inference=false",
+        inference_missing=_inference_missing(session, config),
     )
+
+
+def _inference_missing(session, config):
+    if not config.measure_inference:
+        return "--measure_inference=false"
+    on_tpu = distribution.is_tpu(session.strategy)
+    return "predictions are not timed on a TPU" if on_tpu else "the measurement did not end"
 
 
 def _xla(session, learner):
@@ -225,8 +248,11 @@ def save_model(model, file):
 def _evaluate(learner, data, config):
     if data.test is None:
         return {}
-    with naming_errors(config, learner.model):
-        logs = learner.evaluate(data.test(config.batch_size), return_dict=True, verbose=0)
+    worker = distribution.worker(learner.distribute_strategy)
+    with learner.distribute_strategy.scope():
+        batches = to_device(data.test(config.batch_size))  # as in validation: compiled already
+    with naming_errors(config, learner.model, worker):
+        logs = learner.evaluate(batches, return_dict=True, verbose=0)
     logs |= learner.derived(logs)
     return {f"test_{name}": float(value) for name, value in logs.items()}
 

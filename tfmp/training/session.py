@@ -9,14 +9,18 @@ import keras
 import tensorflow as tf
 from tensorflow.python.framework.config import is_op_determinism_enabled  # no public one
 
-from tfmp import compile_cache, distribution, files, hardware, policies
+from tfmp import compile_cache, distribution, files, hardware, policies, provenance, workers
 from tfmp import power as gpu_power
 from tfmp.errors import UserError
-from tfmp.training import fused
+from tfmp.training import fused, tpu
 
 # Settings that decide nothing of what is trained.
 FREE_SETTINGS = {"workdir", "resume", "save_every_steps", "tensorboard", "data_dir", "manual_dir"}
-FREE_SETTINGS |= {"compile_cache", "measure_inference", "price_per_hour"}
+FREE_SETTINGS |= {"compile_cache", "measure_inference", "price_per_hour", "start_timeout"}
+
+
+# Settings that may differ from worker to worker: where things are on its machine.
+LOCAL_SETTINGS = {"workdir", "data_dir", "manual_dir", "compile_cache", "price_per_hour"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,9 +59,14 @@ class Session:
         return self.strategy.num_replicas_in_sync
 
     @property
+    def worker(self) -> workers.Worker:
+        """This process among those that train together."""
+        return distribution.worker(self.strategy)
+
+    @property
     def devices(self) -> int:
         """Devices that they train on: several replicas may share one."""
-        return min(self.replicas, self.device.count)
+        return min(self.replicas, self.device.count * self.worker.count)
 
     def power(self, gpus=None):
         """A `tfmp.power.Sampler` of the first GPUs, by default all that train; for `with`."""
@@ -87,12 +96,24 @@ def start(name, config):
     cache = compile_cache.start(
         config.compile_cache, deterministic=config.deterministic, tf32=config.tf32
     )
+    strategy = distribution.resolve(config.strategy, config.start_timeout)
+    worker = distribution.worker(strategy)
     resolved = policies.resolve(config.policy)
-    strategy = distribution.resolve(config.strategy)
+    if distribution.is_tpu(strategy):
+        tpu.check(config)
+        resolved = tpu.policy(resolved)
+    _compare(worker, name, config, resolved.name, strategy)
     distribution.check_batch_size(
         config.batch_size, strategy.num_replicas_in_sync, config.gradient_accumulation_steps
     )
-    workdir = open_workdir(name, config)
+    if config.trace_every and worker.count > 1:
+        raise UserError(
+            "--trace_every follows the replicas of one process. Received several workers. Trace a "
+            "run of one."
+        )
+    folder = workers.chief_first(worker, "workdir", lambda: str(open_workdir(name, config)))
+    # Each may know the same folder by another name; by default it has the chief's clock in it.
+    workdir = pathlib.Path(folder if worker.is_chief or not config.workdir else config.workdir)
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(config.seed)
@@ -116,6 +137,25 @@ def start(name, config):
         tf32=hardware.tf32_in_force(),
         strategy=strategy,
         compile_cache=cache,
+    )
+
+
+def _compare(worker, name, config, policy, strategy):
+    """Holds the workers to the same program and settings, before they make a variable together."""
+    settings = {
+        f"--{key}": value
+        for key, value in dataclasses.asdict(config).items()
+        if key not in LOCAL_SETTINGS
+    }
+    versions = {f"the version of {key}": x for key, x in provenance.versions().items()}
+    versions["the commit of tfmp"] = provenance.git_commit()
+    replicas = len(distribution.devices(strategy))
+    facts = {"the recipe": name, "the policy": policy, "the number of replicas": replicas}
+    workers.agree(
+        worker,
+        "settings",
+        facts | settings | versions,
+        "Start all with the same flags and packages.",
     )
 
 
