@@ -98,3 +98,11 @@ def test_a_mistake_is_one_line(here, words, message):
     np.savez("other.npz", z=np.zeros(3))
     with pytest.raises(errors.UserError, match=message):
         run(*words)
+
+
+def test_a_rule_is_explained_without_the_documentation_at_hand(capsys):
+    assert run("--explain=unscaled_loss") is None
+    said = capsys.readouterr().out
+    assert said.startswith("## unscaled_loss") and "```python" in said and "**Mend.**" in said
+    with pytest.raises(errors.UserError, match="such as unscaled_loss"):
+        run("--explain=unscaled_los")

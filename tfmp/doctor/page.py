@@ -25,7 +25,7 @@ SECTIONS = {"Example:": "python", "Mend:": None, "References:": None}
 def page() -> str:
     """The page, in Markdown."""
     names = "\n".join(f"- [{name}](#{name}): {_lines(name)[0]}" for name in RULES)
-    return "\n".join([HEAD, names, *map(_section, RULES)]) + "\n"
+    return "\n".join([HEAD, names, *map(section, RULES)]) + "\n"
 
 
 def write(folder) -> pathlib.Path:
@@ -41,7 +41,8 @@ def example(name: str) -> str:
     return _block(lines, lines.index("Example:"))
 
 
-def _section(name) -> str:
+def section(name: str) -> str:
+    """What the page says of a rule, in Markdown."""
     lines = _lines(name)
     starts = [index for index, line in enumerate(lines) if line in SECTIONS]
     text = [f"\n## {name}", "", *lines[: starts[0]]]

@@ -3,7 +3,7 @@
 Looks at the model's layers, dtypes, constants and training step, without training it: a float16
 output, gradients that pass through float16 without a loss scale, masks and epsilons that float16
 can't hold, ids that it rounds, layers that lose digits inside, what turns XLA off. docs/hazards.md
-has every rule with an example, its mend and its source.
+has every rule with an example, its mend and its source; `--explain=RULE` prints it.
 
 With `--data` a training step, without its update, runs on the batch in float32 and in the policy.
 Each layer is run again alone in float32, so that the first one that overflows, gives NaN, flushes
@@ -15,6 +15,7 @@ Examples:
     python -m tfmp doctor my_models:build --data=my_models:batch
     python -m tfmp doctor my_models:build --data=random
     python -m tfmp doctor runs/digits/model.keras --data=batch.npz
+    python -m tfmp doctor --explain=unscaled_loss
 
 `my_models:build` is a function without arguments in a module of the current folder, which returns a
 built Keras model of any kind, compiled or not; of a tuple, as for `matrix`, the first is the model.
@@ -57,6 +58,9 @@ class Config:
         True, "Show findings that cost speed or memory only; false: hide them.", group="Results"
     )
     output: str | None = cli.flag(None, "JSON file of all findings.", group="Results")
+    explain: str | None = cli.flag(
+        None, "Print what a rule is about, and look at no model.", group="Results"
+    )
 
     def __post_init__(self):
         """Checks what the types don't hold."""
@@ -69,7 +73,7 @@ class Config:
 
 
 def run(config):
-    """Prints the findings; returns the dict that `--output` gets."""
+    """Prints the findings; returns the dict that `--output` gets. None: a rule was explained."""
     from tfmp.commands.doctor import session  # which loads Keras; `--help` need not
 
-    return session.examine(config)
+    return session.explain(config.explain) if config.explain else session.examine(config)

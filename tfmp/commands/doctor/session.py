@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import difflib
 import pathlib
 import textwrap
 import zipfile
@@ -12,6 +13,8 @@ import numpy as np
 from tfmp import doctor, policies, provenance
 from tfmp.commands.advise import target
 from tfmp.commands.benchmark import session as benchmark_session
+from tfmp.doctor import page
+from tfmp.doctor.rules import RULES
 from tfmp.errors import DifferentError, UserError
 from tfmp.evaluation import loading
 from tfmp.files import write_json
@@ -59,9 +62,23 @@ def examine(config):
     if errors or warnings:
         raise DifferentError(
             f"{config.target} in {config.policy}: {errors} errors and {warnings} warnings; "
-            "docs/hazards.md has each rule."
+            "--explain=RULE says more of each."
         )
     return results
+
+
+def explain(rule: str) -> None:
+    """Prints what the page of hazards says of a rule.
+
+    Raises:
+        UserError: There is no such rule.
+    """
+    if rule not in RULES:
+        close = difflib.get_close_matches(rule, RULES, 3, 0.0)
+        raise UserError(
+            f"Expected --explain of a rule, such as {', '.join(close)}. Received: {rule}."
+        )
+    print(page.section(rule).strip())
 
 
 def table(findings) -> str:
