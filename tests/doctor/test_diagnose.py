@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from cases.scaling import HalfScaled, two_scales
 from keras import layers, ops
 from keras.src.ops.operation import Operation
 
@@ -230,3 +231,13 @@ def test_class_ids_that_are_half_already():
     assert chosen == 2500 and found in rules
     chosen, rules = learned("int32")
     assert chosen == 2501 and found not in rules
+
+
+def test_the_optimizer_that_compile_got_does_not_hide_a_second_one():
+    model = two_scales(HalfScaled)
+    x = np.ones((8, 1), "float32")
+    for optimizer in (model.g_optimizer, [model.g_optimizer, model.d_optimizer], None):
+        found = doctor.diagnose(model, x, optimizer=optimizer)
+        assert [f.evidence["optimizers"] for f in found if f.rule == "unscaled_loss"] == [
+            ["d_optimizer"]
+        ]

@@ -13,7 +13,7 @@ from keras import applications
 
 import tfmp
 from tfmp import doctor, models, policies
-from tfmp.doctor.probe import probe
+from tfmp.doctor.probe import compare, probe
 from tfmp.doctor.rules import RULES
 from tfmp.doctor.subject import examine
 from tfmp.models import gpt, text_classifier
@@ -392,3 +392,23 @@ def test_resnet50_takes_less_than_half_a_minute():
     start = time.process_time()
     assert not serious(doctor.diagnose(model, images, np.arange(2)))
     assert time.process_time() - start < 30
+
+
+def test_a_gradient_that_jumps_for_rounded_inputs_is_no_departure():
+    """A ReLU that opens changes the gradients of all that it sums, by as much as they are."""
+    rng = np.random.default_rng(0)
+    full = rng.normal(size=4096).astype("float32")
+    half = full * (1 + 1e-4)
+    half[:8] *= -1
+
+    def move(jumping):
+        def moved(roundings):
+            values = full * (1 + 1e-4 * roundings)
+            values[100 : 100 + (4 if jumping and roundings > 1 else 0)] *= -1
+            return values
+
+        return moved
+
+    assert compare.compare(half, full, move(True), "float16", forward=False) is None
+    found = compare.compare(half, full, move(False), "float16", forward=False)
+    assert found.kind == "departure" and found.error > 0.05

@@ -170,3 +170,26 @@ def taken_losses(root) -> list[tuple[keras.Layer, tf.Tensor]]:
         layer._losses.clear()
         layer._loss_ids.clear()
     return found
+
+
+@contextlib.contextmanager
+def standing_in(optimizer, scale, **methods):
+    """A context in which an optimizer has other methods, and a constant loss scale.
+
+    Args:
+        optimizer: A Keras optimizer.
+        scale: What a `train_step` reads as the scale, also of an optimizer that `fit` would build.
+        **methods: Functions without self, by name.
+    """
+    own: dict = dict(methods)
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        own["dynamic_scale"] = keras.Variable(scale, trainable=False, dtype="float32")
+    before = {name: vars(optimizer)[name] for name in own if name in vars(optimizer)}
+    # Not by setattr: Keras would track them.
+    optimizer.__dict__.update(own)
+    try:
+        yield
+    finally:
+        for name in own:
+            del optimizer.__dict__[name]
+        optimizer.__dict__.update(before)

@@ -15,7 +15,17 @@ import tensorflow as tf
 from tensorflow.python.framework import func_graph, ops  # no public way to hold a graph open
 
 from tfmp.doctor import trace as tracing
-from tfmp.doctor.calling import Attempt, Recorder, is_graph, shaped, spec, taken_losses
+from tfmp.doctor.calling import (
+    Attempt,
+    Recorder,
+    is_graph,
+    shaped,
+    spec,
+    standing_in,
+    taken_losses,
+)
+
+SCALE = 2.0**15  # of loss scales, while a step is traced
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -217,9 +227,8 @@ class _Tapes:
         finally:
             tf.GradientTape.gradient = original
 
-    @contextlib.contextmanager
     def instead_of(self, name, optimizer):
-        """An optimizer applies nothing within, and its loss scale is a constant."""
+        """A context in which an optimizer applies nothing, and its loss scale is a constant."""
 
         def apply(grads, trainable_variables=None):
             handed = _tensors(list(grads))
@@ -234,20 +243,12 @@ class _Tapes:
 
         def scale_loss(loss):
             self.scaled.add(name)
-            return loss * tf.cast(2.0**15, loss.dtype)
+            return loss * tf.cast(SCALE, loss.dtype)
 
-        own = {"apply": apply, "apply_gradients": apply_gradients}
+        methods: dict = {"apply": apply, "apply_gradients": apply_gradients}
         if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-            own["scale_loss"] = scale_loss
-            own["dynamic_scale"] = keras.Variable(2.0**15, trainable=False, dtype="float32")
-        before = {name: vars(optimizer)[name] for name in own if name in vars(optimizer)}
-        optimizer.__dict__.update(own)
-        try:
-            yield
-        finally:
-            for name in own:
-                del optimizer.__dict__[name]
-            optimizer.__dict__.update(before)
+            methods["scale_loss"] = scale_loss
+        return standing_in(optimizer, SCALE, **methods)
 
 
 def _tensors(values) -> list[tf.Tensor]:

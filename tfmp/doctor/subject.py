@@ -127,7 +127,10 @@ def examine(model, loss=None, optimizer=None, inputs=None, labels=None) -> Subje
             model(inputs)
     optimizers = tuple(_optimizers(model))
     if optimizer is not None:
-        optimizers = tuple(_given(model, optimizer, optimizers))
+        given = tuple(_given(model, optimizer, optimizers))
+        # One of several that the model holds is given as the one that `compile` got.
+        if not {id(x) for _, x in given} <= {id(x) for _, x in optimizers}:
+            optimizers = given
     traced = trace.trace(model, inputs)
     loss = getattr(model, "loss", None) if loss is None else loss
     return Subject(

@@ -180,8 +180,9 @@ def _differences(call, measured, full, dtype, forward) -> list[tuple[int, compar
     found = []
 
     @functools.cache
-    def moved():
-        return _of(replay(call, moved=2 * compare.EPSILON[dtype], backward=not forward), forward)
+    def moved(times):
+        by = 2 * times * compare.EPSILON[dtype]
+        return _of(replay(call, moved=by, backward=not forward), forward)
 
     results = enumerate(call.results() if forward else [])  # and state of the layer's behind them
     masks = {index: getattr(x, "_keras_mask", None) for index, x in results}
@@ -190,7 +191,7 @@ def _differences(call, measured, full, dtype, forward) -> list[tuple[int, compar
         if half is None or right is None:
             continue
         counted = functools.partial(_counted, masks.get(index))
-        move = functools.partial(lambda i, counted: counted(moved()[i]), index, counted)
+        move = functools.partial(lambda i, counted, n: counted(moved(n)[i]), index, counted)
         difference = compare.compare(counted(half), counted(right), move, dtype, forward=forward)
         # The sums of weights' gradients are as good as the device's kernels: not the layer's doing.
         device = not forward and index >= len(full.passed)

@@ -7,11 +7,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfmp.doctor.calling import standing_in
 from tfmp.doctor.probe.batch import Batch, labels_for
 from tfmp.doctor.probe.recording import Call, Recorder, all_float32, is_float
 from tfmp.doctor.subject import Subject, scales
-
-LossScaleOptimizer = keras.optimizers.LossScaleOptimizer
 
 
 @dataclasses.dataclass
@@ -147,9 +146,8 @@ def _overheard(model, step):
         del model.__dict__["compute_loss"]
 
 
-@contextlib.contextmanager
 def _intercepted(optimizer, step, scale):
-    """The optimizer hands its gradients to `step` and applies none; its loss scale is `scale`."""
+    """A context in which an optimizer hands its gradients to `step`; its loss scale is `scale`."""
 
     def apply(grads, trainable_variables=None):
         variables = optimizer._trainable_variables
@@ -163,21 +161,10 @@ def _intercepted(optimizer, step, scale):
         step.scaled = True
         return loss * tf.cast(scale, loss.dtype)
 
-    own = {"apply": apply, "apply_gradients": apply_gradients}
+    methods = {"apply": apply, "apply_gradients": apply_gradients}
     if scales(optimizer):
-        own["scale_loss"] = scale_loss
-    if isinstance(optimizer, LossScaleOptimizer):
-        # A `train_step` may read it, also of an optimizer that `fit` would have built.
-        own["dynamic_scale"] = keras.Variable(scale, trainable=False, dtype="float32")
-    before = {name: vars(optimizer)[name] for name in own if name in vars(optimizer)}
-    # Not by setattr: Keras would track them.
-    optimizer.__dict__.update(own)
-    try:
-        yield
-    finally:
-        for name in own:
-            del optimizer.__dict__[name]
-        optimizer.__dict__.update(before)
+        methods["scale_loss"] = scale_loss
+    return standing_in(optimizer, scale, **methods)
 
 
 def _collect(step, gradients, variables):
