@@ -38,6 +38,18 @@ def scaled_attention(x):
     return ops.matmul(ops.softmax(scores), x)
 
 
+def by_similarity(x):
+    """A softmax over an exponential of cosines, which are up to 1 for vectors of unit length."""
+    similar = ops.exp(ops.matmul(x, ops.swapaxes(x, -1, -2)) / 4.0)
+    return ops.matmul(similar / ops.sum(similar, -1, keepdims=True), x)
+
+
+def of_unit_length():
+    inputs = keras.Input((8, 64))
+    x = layers.UnitNormalization(dtype="float32")(inputs)
+    return keras.Model(inputs, float32_head(layers.Lambda(by_similarity, dtype=HALF)(x)))
+
+
 def sum_over_an_image(x):
     """A mean by hand."""
     return ops.sum(x, axis=1, keepdims=True) / 8192.0
@@ -125,6 +137,7 @@ BAD = {
     "deviation": lossy(deviation, 60.0),
     "cosine": lossy(cosine, 60.0, count=2),
     "unscaled_attention": lossy(unscaled_attention, 16.0, (8, 512)),
+    "exponential_of_products": lossy(by_similarity, 1.0, (8, 64)),
     "sum_over_an_image": lossy(sum_over_an_image, 16.0, (8192, 3)),
     "unit_norm_of_keras": Bad(
         lambda: of_keras(layers.UnitNormalization(dtype=HALF, name="custom")),
@@ -158,6 +171,7 @@ CLEAN = {
     "group_norm": lambda: of_keras(layers.GroupNormalization(8, dtype=HALF), (8, 8, 64)),
     "softmax": lambda: of_keras(layers.Softmax(dtype=HALF)),
     "gelu": lambda: of_keras(layers.Dense(8, activation="gelu", dtype=HALF)),
+    "exponential_of_cosines": of_unit_length,
     "added_loss_alone": trained_by_an_added_loss,
     "lstm": lambda: of_keras(layers.LSTM(8, dtype=HALF), (5, 4)),
 }

@@ -158,14 +158,17 @@ def _lost(subject, call):
     ranges = [of(subject.ranges, x) for x in call.inputs]
     inside = [x for x in subject.trace.calls if x is call or call in _callers(x)]
     drawn = any("Random" in operation.type for x in inside for operation in x.operations)
-    largest = 1.0 if _normalized(subject, call.inputs[0]) else ranges[0].largest
+    normalized = [_normalization(subject, x) for x in call.inputs]
+    largest = 1.0 if normalized[0] else ranges[0].largest
     magnitudes = [x for x in ORDINARY + LARGE + TINY if x <= largest]
     for magnitude, signed in itertools.product(magnitudes, (True, False)):
         inputs = [
-            _values(shape, magnitude, signed and r.low < 0, seed)
+            _behind(layer, _values(shape, magnitude, signed and r.low < 0, seed))
             if x.dtype.is_floating
             else np.ones(shape, x.dtype.as_numpy_dtype)
-            for seed, (x, shape, r) in enumerate(zip(call.inputs, shapes, ranges, strict=True))
+            for seed, (x, shape, r, layer) in enumerate(
+                zip(call.inputs, shapes, ranges, normalized, strict=True)
+            )
         ]
         found = _compared(call, inputs, drawn)
         if found:
@@ -180,13 +183,21 @@ def _shape(tensor):
     return filled[: tensor.shape.rank]
 
 
-def _normalized(subject, tensor) -> bool:
-    """Whether a layer that normalizes has made a tensor."""
+def _normalization(subject, tensor) -> keras.Layer | None:
+    """The layer that has normalized a tensor, if one has."""
     for x in flow.sources(tensor, flow.SAME):
         call = subject.trace.owners.get(id(x.op))
         if x.op.type not in flow.SAME and call is not None:
-            return isinstance(call.called, NORMALIZATIONS)
-    return False
+            return call.called if isinstance(call.called, NORMALIZATIONS) else None
+    return None
+
+
+def _behind(layer, values):
+    """Values as a normalization gives them: those of unit length become the smaller, the more."""
+    if not isinstance(layer, keras.layers.UnitNormalization):
+        return values
+    axes = layer.axis if isinstance(layer.axis, list | tuple) else [layer.axis]
+    return values / np.sqrt(np.sum(values**2, tuple(axes), keepdims=True))
 
 
 def _values(shape, magnitude, signed, seed):
