@@ -8,7 +8,7 @@ from typing import Literal
 
 import pytest
 
-from tfmp import cli, errors
+from tfmp import cli, errors, workers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +110,24 @@ def test_out_of_memory_leaves_at_once(monkeypatch, capsys):
     with pytest.raises(SystemExit, match="left with 2"):
         cli.run(Config, main, [])
     assert capsys.readouterr().err == "error: x\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(errors.PeerError("x"), 75), (KeyboardInterrupt(), 130)]
+)
+def test_one_of_several_workers_leaves_at_once_with_its_status(monkeypatch, error, status):
+    """TensorFlow's clean-up would wait for the others."""
+
+    def leave(status):
+        raise SystemExit(f"left with {status}")
+
+    def main(config):
+        raise error
+
+    monkeypatch.setattr(workers, "is_joined", lambda: True)
+    monkeypatch.setattr(os, "_exit", leave)
+    with pytest.raises(SystemExit, match=f"left with {status}"):
+        cli.run(Config, main, [])
 
 
 def test_other_errors_keep_their_traceback():

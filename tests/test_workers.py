@@ -20,6 +20,10 @@ from tfmp.workers import identity, joining, talking
         ("[]", "list indices"),
         ('{"cluster": {"worker": ["a:1"]}}', "no 'task'"),
         ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}', "worker 1"),
+        (
+            '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": Infinity}}',
+            "infinity",
+        ),
         ('{"cluster": {"worker": ["a"]}, "task": {"type": "worker", "index": 0}}', "'a' is not"),
         ('{"cluster": {"ps": ["a:1"]}, "task": {"type": "ps", "index": 0}}', "can train"),
         (
@@ -72,6 +76,16 @@ def test_multi_worker_without_workers(monkeypatch):
         monkeypatch.delenv(key, raising=False)
     with pytest.raises(errors.UserError, match=r"expects TF_CONFIG.*python -m tfmp launch"):
         distribution.resolve("multi_worker")
+
+
+def test_a_strategy_of_one_worker_ends_in_the_ordinary_way(monkeypatch):
+    """Else a run that is done leaves with exit status 1."""
+    worker = workers.Worker(0, ("localhost:8888",))
+    monkeypatch.setattr(joining, "_joined", {worker: None})
+    monkeypatch.setattr(joining, "_over", threading.Event())
+    assert workers.is_joined()
+    workers.finish(worker)
+    assert not workers.is_joined()
 
 
 class Store:

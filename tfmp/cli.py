@@ -124,11 +124,17 @@ def run(config_type, main, argv=None, program=None):
     try:
         main(config)
     except errors.TfmpError as error:
-        workers = sys.modules.get("tfmp.workers")  # which imports TensorFlow
-        at_once = isinstance(error, errors.OutOfMemoryError) or (workers and workers.is_joined())
+        at_once = isinstance(error, errors.OutOfMemoryError) or _others_wait()
         leave(error.exit_status, str(error), at_once=at_once)
     except KeyboardInterrupt:
-        leave(128 + signal.SIGINT, "interrupted; what was saved before is kept")
+        message = "interrupted; what was saved before is kept"
+        leave(128 + signal.SIGINT, message, at_once=_others_wait())
+
+
+def _others_wait():
+    """Whether this process is one of several workers in training."""
+    workers = sys.modules.get("tfmp.workers")  # which imports TensorFlow
+    return workers is not None and workers.is_joined()
 
 
 def parse(config_type, argv):

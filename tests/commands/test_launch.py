@@ -71,6 +71,25 @@ def test_a_signal_is_passed_on_to_all_workers_once(capsys):
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
 
 
+def test_a_signal_reaches_a_program_that_a_shell_runs(capsys):
+    """The shell is gone at once; the program has time to save, and isn't left over."""
+    code = (
+        "import os, signal, sys, time\n"
+        "def save(*_): time.sleep(0.5); print('saved', flush=True); sys.exit(75)\n"
+        "signal.signal(15, save)\n"
+        "time.sleep(0.5)\n"
+        f"if '\"index\": 1' in os.environ['TF_CONFIG']: os.kill({os.getpid()}, 15)\n"
+        "time.sleep(8)"
+    )
+    shell = ["sh", "-c", f'{sys.executable} -c "$0"; echo over', code]
+    began = time.monotonic()
+    with pytest.raises(launch.WorkerError, match="-15, -15") as raised:
+        launch.run(cli.parse(launch.Config, ["--", *shell]))
+    assert raised.value.exit_status == 75
+    assert sorted(capsys.readouterr().out.splitlines()) == ["[0] saved", "[1] saved"]
+    assert time.monotonic() - began < 5
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -79,11 +79,11 @@ def run(config):
                 started.append(process)
                 shown.append(threading.Thread(target=_show, args=(index, process), daemon=True))
                 shown[-1].start()
-            statuses = _wait(started, config.grace)
+            statuses = _wait(started, shown, config.grace)
     finally:
-        for process in started:
-            if process.poll() is None:
-                process.send_signal(signal.SIGKILL)  # one in a collective hears nothing else
+        for process, thread in zip(started, shown, strict=False):
+            if _runs(process, thread):
+                _signal(process, signal.SIGKILL)  # one in a collective hears nothing else
                 process.wait()
     for thread in shown:
         thread.join()
@@ -157,7 +157,7 @@ def _passing_signals_on(started):
         for each in numbers:
             signal.signal(each, signal.default_int_handler)
         for process in started:
-            process.send_signal(number)
+            _signal(process, number)
 
     former = {number: signal.signal(number, pass_on) for number in numbers}
     try:
@@ -173,10 +173,21 @@ def _show(index, process):
             print(f"[{index}] {line}", end="", flush=True)
 
 
-def _wait(started, grace):
+def _signal(process, number):
+    """Signals a worker and what it started: the command may be a shell that runs the program."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+
+
+def _runs(process, thread):
+    """Whether a worker, or what it started, lives: its output has no end before."""
+    return process.poll() is None or thread.is_alive()
+
+
+def _wait(started, shown, grace):
     """Exit statuses; a failure gives the others `grace` seconds."""
     end = None
-    while any(process.poll() is None for process in started):
+    while any(map(_runs, started, shown)):
         if end is None and any(process.poll() for process in started):
             end = time.monotonic() + grace
         if end is not None and time.monotonic() > end:

@@ -87,7 +87,7 @@ def _from_tf_config(text):
             raise ValueError("an address is there twice")
         if not 0 <= task < len(hosts.get(job, [])):
             raise ValueError(f"the cluster has no task {job} {task}")
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         why = f"no {error}" if isinstance(error, KeyError) else error
         raise UserError(f"Expected TF_CONFIG like {example}. Received: {text} ({why}).") from None
     index = task + (len(hosts["chief"]) if job == "worker" else 0)

@@ -89,8 +89,6 @@ def wait(worker: Worker, topic: str) -> None:
 
 def finish(worker: Worker) -> None:
     """Waits for all at the end of a run; after it a worker may leave."""
-    if worker.count == 1:
-        return
     wait(worker, "finish")
     joining.leave()
 
