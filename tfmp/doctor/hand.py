@@ -43,17 +43,17 @@ def scales(step: Stepping, found) -> bool:
     """
     ways = [next(routes(step, found, x), None) for x in step.handed]
     divided = [x is not None and (x.divides() or x.power != 0) for x in ways]
-    return scaled(step, found) and bool(divided) and all(divided)
+    return scaled(step.targets, found) and bool(divided) and all(divided)
 
 
-def scaled(step: Stepping, found) -> bool:
-    """Whether anything multiplies the loss by a large factor before it is differentiated.
+def scaled(targets, found) -> bool:
+    """Whether anything multiplies a loss by a large factor before it is differentiated.
 
     Args:
-        step: The `train_step`.
-        found: The ranges of its trace.
+        targets: What is differentiated: tensors.
+        found: The ranges of their trace.
     """
-    factors = [_factor(found, x) for x in step.targets]
+    factors = [_factor(found, x) for x in targets]
     return any(x is None or x >= LARGE for x in factors)
 
 
@@ -123,8 +123,7 @@ def _times(way, by, divides) -> Way:
 
 
 def _scalar(found, tensor) -> float | None:
-    bounds = of(found, tensor)
-    return bounds.low if bounds.known and bounds.low == bounds.high and bounds.low else None
+    return of(found, tensor).constant or None
 
 
 def _is_state(tensor) -> bool:

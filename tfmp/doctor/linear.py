@@ -1,7 +1,6 @@
 """A value as a sum of terms with constant factors, read from operations."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator
 
 import tensorflow as tf
@@ -11,6 +10,8 @@ from tfmp.doctor.ranges import of
 
 # What gives every number on in its place.
 IN_PLACE = flow.SAME - {"StopGradient", "StridedSlice", "Slice", "Pack", "Tile", "BroadcastTo"}
+# What writes a variable: its value, or what is added to it (1) or taken from it (-1).
+ASSIGNS = {"AssignVariableOp": 0, "AssignAddVariableOp": 1, "AssignSubVariableOp": -1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +44,22 @@ class Update:
     constant: float | None
 
 
+def written(found, operation) -> Update | None:
+    """How an assignment changes a variable: see `update`.
+
+    Args:
+        found: The trace's ranges.
+        operation: One of `ASSIGNS`.
+    """
+    target = flow.outermost(operation.inputs[0])
+
+    def read(tensor):
+        reads = tensor.op.type == "ReadVariableOp"
+        return reads and flow.outermost(tensor.op.inputs[0]) is target
+
+    return update(found, operation.inputs[1], read, ASSIGNS[operation.type])
+
+
 def update(found, value, is_state: Callable, added: int = 0) -> Update | None:
     """Reads how a value comes of the state that it replaces.
 
@@ -67,10 +84,9 @@ def update(found, value, is_state: Callable, added: int = 0) -> Update | None:
         factors = [x.factor for x in others if x.factor is not None]
         if len(factors) < len(others):
             return Update(decay, None, None)
-        bounds = [of(found, term.tensor) for term in others]
-        constant = None
-        if all(x.known and x.low == x.high for x in bounds):
-            constant = sum(x.low * y for x, y in zip(bounds, factors, strict=True))
+        constants = [of(found, term.tensor).constant for term in others]
+        scaled = [x * y for x, y in zip(constants, factors, strict=True) if x is not None]
+        constant = sum(scaled) if len(scaled) == len(others) else None
         return Update(decay, max(map(abs, factors)), constant)
     return None
 
@@ -112,7 +128,7 @@ def _terms(found, tensor, is_state, factor, depth) -> Iterator[Term]:
 
 def _product(found, operation, is_state, factor, depth):
     a, b = operation.inputs
-    scalars = [_scalar(found, x) for x in (a, b)]
+    scalars = [of(found, x).constant for x in (a, b)]
     if scalars[1] is not None and (operation.type == "Mul" or scalars[1]):
         by, other = scalars[1] if operation.type == "Mul" else 1 / scalars[1], a
     elif scalars[0] is not None and operation.type == "Mul":
@@ -126,10 +142,3 @@ def _product(found, operation, is_state, factor, depth):
         return
     product = None if factor is None else factor * by
     yield from _terms(found, other, is_state, product, depth + 1)
-
-
-def _scalar(found, tensor) -> float | None:
-    """The one value of a constant, as it was before it became half."""
-    bounds = of(found, tensor)
-    known = bounds.known and bounds.low == bounds.high and math.isfinite(bounds.low)
-    return bounds.low if known else None

@@ -88,6 +88,11 @@ class Range:
         return math.isfinite(self.low) and math.isfinite(self.high)
 
     @property
+    def constant(self) -> float | None:
+        """The one number that all elements are; None: they may differ."""
+        return self.low if self.known and self.low == self.high else None
+
+    @property
     def ids(self) -> bool:
         """Whether they may be ids, positions or counts: several integers, and no mask."""
         several = self.known and self.integral and self.low != self.high

@@ -24,6 +24,7 @@ LOST = (
     "a worker was lost, or ended with an error of its own (see its log). Start all workers again "
     "with the same flags and --resume."
 )
+LOSSES = tf.errors.UnavailableError | tf.errors.AbortedError | tf.errors.CancelledError
 
 # A process joins once: TensorFlow has no way back.
 _joined: dict[Worker, tf.distribute.MultiWorkerMirroredStrategy] = {}
@@ -51,9 +52,7 @@ def connect(worker: Worker, start_timeout: float) -> tf.distribute.MultiWorkerMi
         raise UserError("Workers have to be joined before TensorFlow's first operation.")
     _meet(worker, start_timeout)
     # As MultiWorkerMirroredStrategy would configure it, but for the time limits.
-    jobs: dict[str, list[str]] = {worker.job: []}
-    for index, address in enumerate(worker.addresses):
-        jobs.setdefault(_job(worker, index), []).append(address)
+    jobs = _jobs(worker)
     leader = "chief" if "chief" in jobs else "worker"
     context.context().configure_coordination_service(
         service_type="standalone",
@@ -81,10 +80,12 @@ def connect(worker: Worker, start_timeout: float) -> tf.distribute.MultiWorkerMi
     return strategy
 
 
-def _job(worker, index):
-    """The kind of a worker: a chief of a kind of its own is the first."""
-    own = worker.job == "chief" or worker.index != worker.task
-    return "chief" if own and index == 0 else "worker"
+def _jobs(worker) -> dict[str, list[str]]:
+    """Addresses by kind: a chief of a kind of its own is the first of all."""
+    if worker.job == "chief" or worker.index != worker.task:
+        chief, *others = worker.addresses
+        return {"chief": [chief], "worker": others} if others else {"chief": [chief]}
+    return {"worker": [*worker.addresses]}
 
 
 def _meet(worker, start_timeout):
@@ -143,15 +144,13 @@ def _end(status, message):
 def _watch(worker):
     """Looks at the others from a thread, since a program in a collective hears nothing else."""
     _over.clear()
-    jobs: dict[str, int] = {}
-    for index in range(worker.count):
-        jobs[_job(worker, index)] = jobs.get(_job(worker, index), 0) + 1
+    jobs = [(job, len(hosts)) for job, hosts in _jobs(worker).items()]
     seen = [time.monotonic()]
 
     def look():
         while not _over.wait(LOOK_S):
             try:
-                lost = [x for x in context.context().get_task_states(list(jobs.items())) if x]
+                lost = [x for x in context.context().get_task_states(jobs) if x]
             except tf.errors.OpError as error:
                 lost = [error]
             if not lost:
@@ -197,11 +196,9 @@ def naming_lost_peers(worker: Worker):
     """
     try:
         yield
-    except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
-        if worker.count == 1:
-            raise
-        raise PeerError(f"{name(worker.index)}: {LOST}") from error
-    except (tf.errors.InternalError, tf.errors.DeadlineExceededError) as error:
-        if worker.count == 1 or "ollective" not in error.message:
+    except tf.errors.OpError as error:
+        maybe = isinstance(error, tf.errors.InternalError | tf.errors.DeadlineExceededError)
+        lost = isinstance(error, LOSSES) or (maybe and "ollective" in error.message)
+        if worker.count == 1 or not lost:
             raise
         raise PeerError(f"{name(worker.index)}: {LOST}") from error

@@ -179,8 +179,5 @@ def _underflows(subject):
 
 def _passes(subject, division, value) -> bool:
     above = of(subject.ranges, division.inputs[0])
-    return (
-        above.known
-        and above.low == above.high
-        and above.largest / value > flow.largest(division.outputs[0].dtype)
-    )
+    largest = flow.largest(division.outputs[0].dtype)
+    return above.constant is not None and above.largest / value > largest

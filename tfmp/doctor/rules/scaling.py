@@ -1,6 +1,5 @@
 """Loss scales: where one is missing, or does not reach the gradients."""
 
-import dataclasses
 import re
 from collections.abc import Iterator
 
@@ -221,7 +220,7 @@ def _unscaled(subject) -> list[str]:
             name
             for name in scaling
             if name in traced.applied.keys() - traced.scaled
-            and not hand.scaled(dataclasses.replace(traced, targets=traced.applied[name]), ranges)
+            and not hand.scaled(traced.applied[name], ranges)
         ]
     step = source.step(subject.model)
     return scaling if step and step.unscaled and _are_scaled(subject, step.unscaled) else []

@@ -12,7 +12,7 @@ from tfmp.doctor import flow, linear
 from tfmp.doctor.calling import Attempt, Recorder
 from tfmp.doctor.finding import Finding
 from tfmp.doctor.ranges import ranges
-from tfmp.doctor.rules.states import ASSIGNS, verdict
+from tfmp.doctor.rules.states import verdict
 from tfmp.doctor.rules.variables import NUMBER_BY_NUMBER
 from tfmp.doctor.subject import Subject
 from tfmp.doctor.trace import combined
@@ -99,18 +99,13 @@ def _losses(optimizer, weight):
     trace = combined(optimizer, [Attempt(optimizer, graph, recorder, [], [])])
     found = ranges(trace)
     for operation in trace.operations:
-        if operation.type not in ASSIGNS or not flow.is_half(operation.inputs[1]):
+        if operation.type not in linear.ASSIGNS or not flow.is_half(operation.inputs[1]):
             continue
-        value, target = operation.inputs[1], flow.outermost(operation.inputs[0])
+        value = operation.inputs[1]
         made = list(flow.sources(value, NUMBER_BY_NUMBER | {"Mul"}))
         if value.dtype == tf.float16 and any(map(_is_square, made)):
             yield "float16", "squares of gradients below 2e-4 become zero"
-
-        def read(tensor, target=target):
-            reads = tensor.op.type == "ReadVariableOp"
-            return reads and flow.outermost(tensor.op.inputs[0]) is target
-
-        update = linear.update(found, value, read, ASSIGNS[operation.type])
+        update = linear.written(found, operation)
         severity, why = verdict(update, value.dtype.name) if update else (None, "")
         if severity:
             yield value.dtype.name, "one " + why

@@ -10,7 +10,6 @@ from tfmp.doctor.subject import Subject
 LAG = 0.03
 # Half of the distance from a number to the next, by that number, at its least.
 HALF_STEP = {"float16": 2.0**-12, "bfloat16": 2.0**-9}
-ASSIGNS = {"AssignVariableOp": 0, "AssignAddVariableOp": 1, "AssignSubVariableOp": -1}
 LOOPS = ("While", "StatelessWhile")
 
 
@@ -92,19 +91,11 @@ def verdict(update, dtype) -> tuple[Severity | None, str]:
 
 def _updates(subject, operation):
     """(path, dtype, update) of the states in half that an operation writes, or carries on."""
-    if operation.type in ASSIGNS:
+    if operation.type in linear.ASSIGNS:
         value = operation.inputs[1]
-        if not flow.is_half(value):
-            return
-        target = flow.outermost(operation.inputs[0])
-
-        def read(tensor):
-            reads = tensor.op.type == "ReadVariableOp"
-            return reads and flow.outermost(tensor.op.inputs[0]) is target
-
-        found = linear.update(subject.ranges, value, read, ASSIGNS[operation.type])
+        found = linear.written(subject.ranges, operation) if flow.is_half(value) else None
         if found:
-            path = subject.path(operation) or _holder(subject, target)
+            path = subject.path(operation) or _holder(subject, flow.outermost(operation.inputs[0]))
             yield path, value.dtype.name, found
     elif operation.type in LOOPS:
         yield from _carried(subject, operation)

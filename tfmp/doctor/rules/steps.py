@@ -41,7 +41,7 @@ def half_gradients(subject: Subject) -> Iterator[Finding]:
     step, around = subject.step, subject.around
     if step is None or around is None:
         return
-    lifted = hand.scaled(step, around.ranges)
+    lifted = hand.scaled(step.targets, around.ranges)
     for handed in step.handed:
         for way in hand.routes(step, around.ranges, handed):
             for cast, factor, power in way.casts:
