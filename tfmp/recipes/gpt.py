@@ -7,8 +7,8 @@ Examples:
     python -m tfmp.recipes.gpt --dataset=wiki40b/en --model=gpt2_small --data_dir=DIR
 
 Evidence (commands, versions and more in recipes/gpt/README.md):
-    reference of Python 3.11.7, no flags, two cores of a shared CPU: 2.339 to 2.366 bits a byte over
-    three seeds, 65 to 67 s of CPU time. Trivial models on the same split, of counts: bytes alone
+    reference of Python 3.11.7, no flags, two cores of a shared CPU: 2.344 to 2.368 bits a byte over
+    three seeds, 57 to 62 s of CPU time. Trivial models on the same split, of counts: bytes alone
     4.697, behind one byte 3.452, behind two 2.628.
 
 References:
