@@ -389,7 +389,10 @@ def test_several_replicas_get_labels_that_tensorflow_does_not_keep_on_the_host(p
     batches = prepared[1].train(8, seed=0)
     for source in ("device", "host"):
         work = ours.RecipeWork(
-            types.SimpleNamespace(distribute_strategy=strategy), batches, source, None
+            types.SimpleNamespace(distribute_strategy=strategy, steps_per_execution=1),
+            batches,
+            source,
+            None,
         )
         assert next(work._iterator)[1].dtype == tf.int64
 

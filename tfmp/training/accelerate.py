@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from tfmp import distribution, loss_scale, policies
 from tfmp.errors import UserError
-from tfmp.training import fused, remat
+from tfmp.training import executions, fused, remat
 from tfmp.training.explain import explaining_errors
 from tfmp.training.layer_maxima import ACTIVATIONS, Maxima
 from tfmp.training.replica import ReplicaSteps
@@ -198,57 +198,8 @@ class Engine:
 
     # --- functions of an iterator
 
-    def _of_iterator(self, step):
-        """A function as Keras makes it: of an iterator, `steps_per_execution` steps a call."""
-        per_execution = self.model.steps_per_execution
-
-        def one_step(data):
-            return step(keras.tree.map_structure(_without_optionals, data))
-
-        if not self.model.run_eagerly:
-            one_step = tf.function(one_step, reduce_retracing=True, autograph=False)
-
-        # Counts the steps of an execution that ran before the data ended. (A loop over
-        # `get_next_as_optional`, as in Keras, fails for distributed iterators.)
-        with tf.init_scope(), tf.device("/CPU:0"):
-            done = tf.Variable(0, dtype=tf.int64, trainable=False)
-
-        def next_step(iterator):
-            data = iterator.get_next()
-            with tf.control_dependencies(_tensors(data)):
-                done.assign_add(1)
-            return one_step(data)
-
-        def execution(iterator):
-            # Counting makes the host wait for the GPU: not in each step.
-            if per_execution == 1:
-                return one_step(iterator.get_next())
-            done.assign(0)
-            return tf.while_loop(
-                lambda index, _: index < per_execution,
-                lambda index, _: (index + 1, next_step(iterator)),
-                (1, next_step(iterator)),
-                parallel_iterations=1,
-            )[1]
-
-        if not self.model.run_eagerly:
-            execution = tf.function(execution, reduce_retracing=True, autograph=False)
-
-        def function(iterator):
-            with self._explaining_errors():
-                if isinstance(iterator, (tf.data.Iterator, tf.distribute.DistributedIterator)):
-                    try:
-                        return execution(iterator)
-                    except tf.errors.OutOfRangeError:
-                        if not int(done):
-                            raise
-                        return self.model.get_metrics_result()  # an execution cut short
-                logs = None
-                for _, data in zip(range(per_execution), iterator, strict=False):
-                    logs = one_step(data)
-                return logs
-
-        return function
+    def _of_iterator(self, step, several=None):
+        return executions.of_iterator(self.model, step, self._explaining_errors, several)
 
     def build(self, iterator=None, data_batch=None):
         """Keras' hook: makes the variables that the first step would make.
@@ -276,13 +227,13 @@ class Engine:
 
     def _train_function(self):
         """The step as it is; or, for a tracer, the same with its batch, traced when that asks."""
-        step = self._train_step(self.steps)
-        plain = self._of_iterator(step)
+        step, several = self._train_step(self.steps)
+        plain = self._of_iterator(step, several)
         others = {}
 
         def traced(steps):
             self.maxima = steps.maxima = Maxima(self.model)
-            return self._train_step(steps)
+            return self._train_step(steps)[0]
 
         def function(iterator):
             if self.tracer is None:
@@ -298,32 +249,42 @@ class Engine:
     # --- steps of a global batch
 
     def _train_step(self, steps):
+        """A function of a batch, and one of a list of batches, or None where XLA can't loop."""
+        functions, whole = self._replica_steps(steps)
+
+        def on_each_replica(functions):
+            return self._on_each_replica(functions, same_logs=steps.replicas > 1)
+
+        if not whole:
+            return on_each_replica(functions), None
+        step = on_each_replica([self._compiled(f) for f in functions])
+        if not self.jit_compile or self.model.run_eagerly or not executions.loops_are_fast():
+            return step, None
+        return step, on_each_replica([self._compiled(executions.looped(f)) for f in functions])
+
+    def _replica_steps(self, steps):
+        """Functions of each replica's data, and whether each is a whole step, to be compiled."""
         if steps.replicas == steps.microbatches == 1:
-            return self._on_each_replica([self._compiled(steps.whole)])
+            return [steps.whole], True
         indices = range(steps.local_replicas)
         native = not uses_xla(self.model)
         forward = [steps.forward_backward(index, native) for index in indices]
         commit = [steps.commit(index) for index in indices]
-        if steps.replicas == 1:
-
-            def whole(data):
-                vector, kept, measured = forward[0](data)
-                return commit[0](vector, kept) | measured
-
-            return self._on_each_replica([self._compiled(whole)])
-        in_one = self._sums_within_xla()
-        if not in_one:
-            forward = [_after_inputs(f) if native else self._compiled(f) for f in forward]
+        whole = steps.replicas == 1 or self._sums_within_xla()
+        if not whole:
+            forward = [executions.after_inputs(f) if native else self._compiled(f) for f in forward]
             commit = [self._compiled(function) for function in commit]
 
         def replica_step(index):
             def step(data):
                 vector, kept, measured = forward[index](data)
-                return commit[index](distribution.replica_sum(vector), kept) | measured
+                if steps.replicas > 1:
+                    vector = distribution.replica_sum(vector)
+                return commit[index](vector, kept) | measured
 
-            return self._compiled(step) if in_one else step
+            return step
 
-        return self._on_each_replica([replica_step(index) for index in indices], same_logs=True)
+        return [replica_step(index) for index in indices], whole
 
     def _sums_within_xla(self):
         able = distribution.sums_within_xla(self.model.distribute_strategy)
@@ -333,7 +294,7 @@ class Engine:
         if self.model.run_eagerly:
             return function
         return tf.function(
-            _after_inputs(function),
+            executions.after_inputs(function),
             jit_compile=self.jit_compile,
             reduce_retracing=True,
             autograph=False,
@@ -375,17 +336,12 @@ def _is_built(model):
 
 def _spec(x):
     """A replica's part of a batch, as a spec."""
-    x = _without_optionals(x)
+    x = executions.without_optionals(x)
     if x is None or isinstance(x, (tf.experimental.Optional, tf.OptionalSpec)):
         return None
     if hasattr(x, "_value_specs"):  # of several replicas
         x = x._value_specs[0]
     return x if isinstance(x, tf.TypeSpec) else tf.TensorSpec(x.shape, x.dtype)
-
-
-def _without_optionals(x):
-    """Keras puts an optional in the place of what a dataset doesn't have."""
-    return None if isinstance(x, tf.experimental.Optional) else x
 
 
 def local(strategy, data, index=0):
@@ -395,17 +351,3 @@ def local(strategy, data, index=0):
 
 def _with_batch(step):
     return lambda data: step(data) | {BATCH: data}
-
-
-def _after_inputs(function):
-    """Where the data has ended nothing may change: not even what needs no data, as a counter."""
-
-    def after_inputs(*args):
-        with tf.control_dependencies(_tensors(args)):
-            return function(*args)
-
-    return after_inputs
-
-
-def _tensors(data):
-    return [x for x in tf.nest.flatten(data, expand_composites=True) if tf.is_tensor(x)]

@@ -16,6 +16,7 @@ Examples:
     python -m tfmp benchmark --inputs=device,host --dataset=folder:PATH
     python -m tfmp benchmark --inputs=device --policies=mixed_float16 --replicas=1,2,4,8
     python -m tfmp benchmark --inputs=device --replicas=1,8 --scaling=strong --batch_sizes=2048
+    python -m tfmp benchmark --inputs=device --steps_per_execution=1,10
 
 With --replicas, that many GPUs train together under MirroredStrategy; on a machine with one GPU
 or none, as many logical devices that share it. Efficiency is images/s as a share of what the
@@ -75,6 +76,9 @@ class Config:
         "weak",
         "With more --replicas: weak: each takes a batch of --batch_sizes; strong: they share it.",
         group="Work",
+    )
+    steps_per_execution: tuple[int, ...] = cli.flag(
+        (1,), "Training steps that one call from the host runs.", group="Work"
     )
     inputs: tuple[str, ...] = cli.flag(
         ("device", "host"),
@@ -144,16 +148,21 @@ class Config:
                 raise UserError(
                     f"Expected --{name} out of {', '.join(allowed)}. Received: {given}."
                 )
-        for name in (*CHOICES, "batch_sizes", "replicas"):
+        for name in (*CHOICES, "batch_sizes", "replicas", "steps_per_execution"):
             values = getattr(self, name)
             if values is None:
                 continue
             if not values or len(set(values)) < len(values):
                 given = ",".join(map(str, values)) or "nothing"
                 raise UserError(f"Expected --{name} of one or more, each once. Received: {given}.")
-        for name in ("batch_sizes", "replicas"):
+        for name in ("batch_sizes", "replicas", "steps_per_execution"):
             if any(number < 1 for number in getattr(self, name) or ()):
                 raise UserError(f"Expected --{name} above 0. Received: {getattr(self, name)}.")
+        if any(self.steps % number for number in self.steps_per_execution):
+            raise UserError(
+                "Expected --steps that each of --steps_per_execution divides. Received: "
+                f"{self.steps} and {','.join(map(str, self.steps_per_execution))}."
+            )
         if self.peer != "none" and self.dataset != "synthetic":
             raise UserError(
                 f"Expected --dataset=synthetic with --peer={self.peer}, which reads nothing else. "

@@ -35,6 +35,7 @@ class RecipeWork(timing.Work):
 
     def __init__(self, classifier, batches, source, function):
         self.classifier = classifier
+        self.steps_per_call = classifier.steps_per_execution
         self._function = function
         if source == "device":
             self._iterator = self._repeated = itertools.repeat(next(self._placed(batches)))
@@ -64,8 +65,8 @@ class RecipeWork(timing.Work):
         return float(tf.reduce_sum(self.classifier.model.trainable_variables[-1].value ** 2))
 
     def loss(self, steps):
-        """The metrics are reset before the last step: the loss is that step's alone."""
-        for _ in range(steps - 1):
+        """The metrics are reset before the last call: the loss is of its steps alone."""
+        for _ in range(steps // self.steps_per_call - 1):
             self._function(self._repeated)
         self.classifier.reset_metrics()
         return float(self._function(self._repeated)["loss"])
@@ -76,7 +77,7 @@ def measure(spec):
 
     Args:
         spec: Dict: `recipe`, `flags` (of the recipe), `input`, `loss_scale`, `steps`, `windows`,
-            `replicas`, `spawned_at` (`time.monotonic()` before this process was started).
+            `replicas`, `steps_per_execution`, `spawned_at` (`time.monotonic()` before this process was started).
 
     Returns:
         The dict of `timing.measure`, with what was in force.
@@ -85,6 +86,7 @@ def measure(spec):
     recipe = importlib.import_module(f"tfmp.recipes.{spec['recipe']}")
     config = cli.parse(recipe.Config, spec["flags"])
     session, data, classifier, _ = recipe.prepare(config)
+    classifier.steps_per_execution = spec["steps_per_execution"]
     if spec["loss_scale"] == "none":
         function = _without_loss_scale(classifier, session, remat=config.remat)
     else:

@@ -21,6 +21,7 @@ class Case:
         loss_scale: "recipe" or "none".
         remat: Whether activations are computed once more instead of kept.
         replicas: Number of replicas.
+        steps_per_execution: Training steps that one call from the host runs.
     """
 
     policy: str
@@ -30,6 +31,7 @@ class Case:
     loss_scale: str
     remat: bool = False
     replicas: int = 1
+    steps_per_execution: int = 1
 
     def __str__(self):
         """In words, for the screen."""
@@ -38,7 +40,8 @@ class Case:
         remat = ", remat" if self.remat else ""
         batch = f"batch {self.batch_size}"
         replicas = f", {self.replicas} replicas" if self.replicas > 1 else ""
-        return f"{self.policy}, {compiled}, {batch}, {self.input}{scale}{remat}{replicas}"
+        steps = f", {self.steps_per_execution} steps a call" if self.steps_per_execution > 1 else ""
+        return f"{self.policy}, {compiled}, {batch}, {self.input}{scale}{remat}{replicas}{steps}"
 
 
 def summarize(program, case, repeats, ours=None):
@@ -208,6 +211,7 @@ def _columns(row):
     shared = "" if cards == row["replicas"] else f" on {cards}"
     yield "replicas", f"{row['replicas']}{shared}"
     example = row.get("example") or "image"
+    yield "steps a call", str(row["steps_per_execution"])
     yield f"{example}s/s", _cell(images.get("median"), ",.0f")
     ends = [f"{images[name]:,.0f}" for name in ("lowest", "highest") if images]
     yield "lowest-highest", "-".join(ends) or "-"

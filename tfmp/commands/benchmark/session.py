@@ -50,7 +50,7 @@ def measure(config, former=None):
     rounds = [
         (case, words, program)
         for _, (case, words), program in itertools.product(range(config.repeats), plans, programs)
-        if program == "tfmp" or not (case.remat or case.replicas > 1)
+        if program == "tfmp" or not (case.remat or case.replicas > 1 or case.steps_per_execution > 1)
     ]
     results, driver = {}, power.driver_version()
     with ended_by_sigterm():
@@ -72,10 +72,10 @@ def measure(config, former=None):
 
 def _cases(config):
     lists = config.policies, config.jit_compile, config.batch_sizes, config.inputs
-    more = config.loss_scale, config.remat, config.replicas
+    more = config.loss_scale, config.remat, config.replicas, config.steps_per_execution
     cases = [
-        rows.Case(policy, xla == "true", batch, source, scale, remat == "true", replicas)
-        for policy, xla, batch, source, scale, remat, replicas in itertools.product(*lists, *more)
+        rows.Case(policy, xla == "true", batch, source, scale, remat == "true", *counts)
+        for policy, xla, batch, source, scale, remat, *counts in itertools.product(*lists, *more)
     ]
     if config.scaling == "weak":
         cases = [dataclasses.replace(x, batch_size=x.batch_size * x.replicas) for x in cases]
@@ -108,6 +108,7 @@ def flags(config, case):
         "remat": str(case.remat).lower(),
         "strategy": "mirrored" if case.replicas > 1 else "none",
         "batch_size": case.batch_size,
+        "steps_per_execution": 1,  # an epoch of the synthetic examples may have no more
         "learning_rate": LEARNING_RATES[optimizer] * 256 / case.batch_size,
         "warmup_epochs": 0,
         "epochs": 100_000,

@@ -13,10 +13,16 @@ LATE = 0.1
 
 
 class Work:
-    """What `measure` needs of a program that trains."""
+    """What `measure` needs of a program that trains.
+
+    Attributes:
+        steps_per_call: Training steps that `step` runs.
+    """
+
+    steps_per_call = 1
 
     def step(self):
-        """Starts one training step; may return before the device has done it."""
+        """Starts a call's training steps; may return before the device has done them."""
         raise NotImplementedError
 
     def count(self):
@@ -28,7 +34,11 @@ class Work:
         raise NotImplementedError
 
     def loss(self, steps):
-        """Trains so many steps on one and the same batch; returns the loss of the last."""
+        """Trains so many steps, a call at least, on one and the same batch.
+
+        Returns:
+            The loss of the last call.
+        """
         raise NotImplementedError
 
 
@@ -41,23 +51,25 @@ def measure(work, *, steps, windows, clock=time.monotonic):
 
     Args:
         work: A `Work`.
-        steps: Steps of a window.
+        steps: Steps of a window, a multiple of those of a call.
         windows: Number of windows.
         clock: Function of no argument that gives seconds; by default one that all processes of
             the machine share.
 
     Returns:
         A dict: `first_step_s`, `window_s` (list), `window_at` (begin and end of each by `clock`),
-        `cpu_s` (for each window, seconds of this process' CPU time), `step_alone_s` (list),
+        `cpu_s` (for each window, seconds of this process' CPU time), `step_alone_s` (list; of a
+        call of several steps, the time of one),
         `late_s` (for each window, how long a read of the weights took behind its end), `steps`,
         `loss` (first and last) and `problems` (list of str): reasons not to believe it.
     """
+    calls = steps // work.steps_per_call
     begin = clock()
     work.step()
     work.count()
     first_step = clock() - begin
     first_loss = work.loss(1)
-    for _ in range(steps):
+    for _ in range(calls):
         work.step()
     work.weight()  # waits for the warm-up
     spans, alone, late, busy, problems = [], [], [], [], []
@@ -65,10 +77,10 @@ def measure(work, *, steps, windows, clock=time.monotonic):
         begin = clock()
         work.step()
         counted = work.count()
-        alone.append(clock() - begin)
+        alone.append((clock() - begin) / work.steps_per_call)
         weight = work.weight()
         begin, begin_cpu = clock(), time.process_time()
-        for _ in range(steps):
+        for _ in range(calls):
             work.step()
         advanced = work.count() - counted
         end, end_cpu = clock(), time.process_time()

@@ -1,0 +1,165 @@
+"""What one call from the host runs: `steps_per_execution` training steps, in turns.
+
+On GPUs, where the data have no end and their shapes are known, those steps are one XLA program, a
+loop over batches that lie on the device: the host's part of a step, which several GPUs that add up
+can't hide, comes once for all of them. Elsewhere the host runs the loop: data that end, or a last
+batch that is smaller, don't fit a program that takes so many batches of one shape.
+"""
+
+import itertools
+
+import keras
+import tensorflow as tf
+
+
+def of_iterator(model, step, explaining_errors, several=None):
+    """A function as Keras' `fit` calls it: of an iterator, `steps_per_execution` steps a call.
+
+    Args:
+        model: A compiled Keras model.
+        step: Function of a batch that returns logs.
+        explaining_errors: Function that returns a context for each call.
+        several: Function of a list of batches that runs the step on each and returns the last
+            one's logs, or None: the host runs the loop.
+
+    Returns:
+        A function that returns the last step's logs.
+    """
+    per_execution = model.steps_per_execution
+
+    def one_step(data):
+        return step(keras.tree.map_structure(without_optionals, data))
+
+    def one_program(batches):
+        return several(keras.tree.map_structure(without_optionals, batches))
+
+    def one_program_of(iterator):
+        return one_program([iterator.get_next() for _ in range(per_execution)])
+
+    if not model.run_eagerly:
+        one_step = tf.function(one_step, reduce_retracing=True, autograph=False)
+        one_program = tf.function(one_program, reduce_retracing=True, autograph=False)
+        one_program_of = tf.function(one_program_of, reduce_retracing=True, autograph=False)
+
+    # Counts the steps of an execution that ran before the data ended. (A loop over
+    # `get_next_as_optional`, as in Keras, fails for distributed iterators.)
+    with tf.init_scope(), tf.device("/CPU:0"):
+        done = tf.Variable(0, dtype=tf.int64, trainable=False)
+
+    def next_step(iterator):
+        data = iterator.get_next()
+        with tf.control_dependencies(tensors(data)):
+            done.assign_add(1)
+        return one_step(data)
+
+    def execution(iterator):
+        # Counting makes the host wait for the GPU: not in each step.
+        if per_execution == 1:
+            return one_step(iterator.get_next())
+        done.assign(0)
+        return tf.while_loop(
+            lambda index, _: index < per_execution,
+            lambda index, _: (index + 1, next_step(iterator)),
+            (1, next_step(iterator)),
+            parallel_iterations=1,
+        )[1]
+
+    if not model.run_eagerly:
+        execution = tf.function(execution, reduce_retracing=True, autograph=False)
+
+    def function(iterator):
+        with explaining_errors():
+            if isinstance(iterator, (tf.data.Iterator, tf.distribute.DistributedIterator)):
+                if several and per_execution > 1 and _is_regular(iterator):
+                    return one_program_of(iterator)
+                try:
+                    return execution(iterator)
+                except tf.errors.OutOfRangeError:
+                    if not int(done):
+                        raise
+                    return model.get_metrics_result()  # an execution cut short
+            batches = list(itertools.islice(iterator, per_execution))
+            if several and 1 < per_execution == len(batches) and _are_alike(batches):
+                return one_program(batches)
+            logs = None
+            for data in batches:
+                logs = one_step(data)
+            return logs
+
+    return function
+
+
+def loops_are_fast():
+    """Whether XLA compiles for GPUs; its loops on CPUs run convolutions 30 times slower."""
+    return bool(tf.config.list_physical_devices("GPU"))
+
+
+def looped(step):
+    """A function of a list of batches of equal shapes, for XLA: the step on each, in a loop.
+
+    Args:
+        step: Function of a replica's data that returns a dict of tensors.
+
+    Returns:
+        A function that returns the last step's dict.
+    """
+
+    def several(batches):
+        stacked = keras.tree.map_structure(_stacked, *batches)
+
+        def batch(index):
+            return keras.tree.map_structure(lambda x: x if x is None else x[index], stacked)
+
+        # What a loop returns has to be known before it begins, and tracing twice takes long.
+        traced = tf.function(step, autograph=False).get_concrete_function(batch(0))
+        none = {name: tf.zeros(x.shape, x.dtype) for name, x in traced.structured_outputs.items()}
+        return tf.while_loop(
+            lambda index, _: index < len(batches),
+            lambda index, _: (index + 1, traced(batch(index))),
+            (0, none),
+            maximum_iterations=len(batches),
+            parallel_iterations=1,
+        )[1]
+
+    return several
+
+
+def _stacked(*parts):
+    return None if parts[0] is None else tf.stack(parts)
+
+
+def _is_regular(iterator):
+    """Whether there is no end, and each batch has the same shapes."""
+    # Neither kind of iterator says it in public.
+    if isinstance(iterator, tf.distribute.DistributedIterator):
+        cardinality = iterator._cardinality
+    else:
+        cardinality = iterator._dataset.cardinality()
+    specs = tf.nest.flatten(iterator.element_spec, expand_composites=True)
+    known = all(isinstance(x, tf.TensorSpec) and x.shape.is_fully_defined() for x in specs)
+    return known and int(cardinality) == tf.data.INFINITE_CARDINALITY
+
+
+def _are_alike(batches):
+    """Whether all batches have the same shapes."""
+    return len({tuple(tuple(x.shape) for x in tensors(batch)) for batch in batches}) == 1
+
+
+def without_optionals(x):
+    """Keras puts an optional in the place of what a dataset doesn't have."""
+    return None if isinstance(x, tf.experimental.Optional) else x
+
+
+def after_inputs(function):
+    """Where the data has ended nothing may change: not even what needs no data, as a counter."""
+
+    def after_inputs(*args):
+        with tf.control_dependencies(tensors(args)):
+            return function(*args)
+
+    return after_inputs
+
+
+def tensors(data):
+    """All tensors in a batch, those of replicas too."""
+    return [x for x in tf.nest.flatten(data, expand_composites=True) if tf.is_tensor(x)]
