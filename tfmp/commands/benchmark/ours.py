@@ -77,7 +77,8 @@ def measure(spec):
 
     Args:
         spec: Dict: `recipe`, `flags` (of the recipe), `input`, `loss_scale`, `steps`, `windows`,
-            `replicas`, `steps_per_execution`, `spawned_at` (`time.monotonic()` before this process was started).
+            `replicas`, `steps_per_execution`, `spawned_at` (`time.monotonic()` before this process
+            was started).
 
     Returns:
         The dict of `timing.measure`, with what was in force.

@@ -33,6 +33,11 @@ class Case:
     replicas: int = 1
     steps_per_execution: int = 1
 
+    @property
+    def is_ours_alone(self):
+        """Whether no peer does it."""
+        return self.remat or self.replicas > 1 or self.steps_per_execution > 1
+
     def __str__(self):
         """In words, for the screen."""
         compiled = "compiled" if self.jit_compile else "not compiled"

@@ -50,7 +50,7 @@ def measure(config, former=None):
     rounds = [
         (case, words, program)
         for _, (case, words), program in itertools.product(range(config.repeats), plans, programs)
-        if program == "tfmp" or not (case.remat or case.replicas > 1 or case.steps_per_execution > 1)
+        if program == "tfmp" or not case.is_ours_alone
     ]
     results, driver = {}, power.driver_version()
     with ended_by_sigterm():
