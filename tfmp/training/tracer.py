@@ -23,6 +23,11 @@ from tfmp.training.rerun import packed, rerun, state_variables, unpacked
 LEAST_HEADROOM = 2.0
 WINDOW = 8
 
+# Steps that may be with the device while the next one is prepared. Numbers are fetched behind all
+# that the device has been given by then: those from before a step come when that step has ended.
+# So with one, the device would wait for the host in each step.
+IN_FLIGHT = 2
+
 # Reruns in one `fit`: each takes as long as a few steps that XLA doesn't compile.
 MOST_RERUNS = 20
 
@@ -33,17 +38,19 @@ class _Step:
 
     Attributes:
         number: Counted from 1.
-        state: Values before it, of `Tracer._variables`, `packed`; and the counters.
+        state: Values before it, of `Tracer._variables`, `packed`.
+        before: Loss scales and skipped steps before it, [2, optimizers], as a future.
+        after: The same behind it.
         data: Its batch.
-        measured: What a traced step returned beside its logs.
-        counters: Loss scales and skipped steps before and after, [2, 2, optimizers], as a future.
+        measured: What a traced step returned beside its logs, as a future.
     """
 
     number: int
     state: list
+    before: concurrent.futures.Future
+    after: concurrent.futures.Future | None = None
     data: Any = None
     measured: concurrent.futures.Future | None = None
-    counters: concurrent.futures.Future | None = None
 
 
 class Tracer(keras.callbacks.Callback):
@@ -64,8 +71,8 @@ class Tracer(keras.callbacks.Callback):
       the scaled loss, and of the loss as it is. `zeros` has those that are zero already, as what
       float16 has flushed in the backward pass.
 
-    It keeps the weights of up to three steps and two batches on the device, and waits for no step
-    but the one before the last. With `steps_per_execution` above 1 it can't run a step once more,
+    It keeps the weights and the batches of up to four steps on the device, and waits for no step
+    but the third before the next. With `steps_per_execution` above 1 it can't run a step once more,
     and of the steps in one call it shows the last.
 
     Args:
@@ -150,11 +157,11 @@ class Tracer(keras.callbacks.Callback):
         """Looks at former steps and keeps the state; returns whether the step is to be traced."""
         # A call that found the data at its end ran no step.
         self._steps = [step for step in self._steps if step.data is not None]
-        state, counters = self._snapshot()
-        self._read_counters(counters)
-        while len(self._steps) > 1:
+        state, counters = self._read_state()
+        while len(self._steps) > IN_FLIGHT:
             self._settle(self._steps[0])
-        self._steps.append(_Step(self._step + self.model.steps_per_execution, [state, counters]))
+        number = self._step + self.model.steps_per_execution
+        self._steps.append(_Step(number, state, counters))
         return self._calls % self.every == 0
 
     def after_step(self, logs):
@@ -180,18 +187,19 @@ class Tracer(keras.callbacks.Callback):
         whole = self.model.steps_per_execution == 1 and self._scaled
         return packed([v.read_value() for v in copies]) if whole else [], counters
 
-    def _read_counters(self, after):
-        """Fetches the counters behind the newest step; not here, where it would be waited for."""
-        if self._steps and self._steps[-1].counters is None:
-            step = self._steps[-1]
-            before = step.state[1]
-            step.counters = self._pool.submit(lambda: [before.numpy(), after.numpy()])
+    def _read_state(self):
+        """The state behind the newest step; its counters are fetched elsewhere, without waiting."""
+        state, counters = self._snapshot()
+        future = self._pool.submit(counters.numpy)
+        if self._steps and self._steps[-1].after is None:
+            self._steps[-1].after = future
+        return state, future
 
     # --- looking at a step that has ended
 
     def _settle_all(self):
         if self._steps:
-            self._read_counters(self._snapshot()[1])
+            self._read_state()
         while self._steps:
             self._settle(self._steps[0])
 
@@ -199,7 +207,7 @@ class Tracer(keras.callbacks.Callback):
         self._steps.remove(step)
         if step.data is None:
             return
-        before, after = step.counters.result()
+        before, after = step.before.result(), step.after.result()
         skipped = int(np.sum(after[1] - before[1]))
         self.trace.add_scales(step.number, before[0], after[0])
         if skipped:
@@ -209,11 +217,11 @@ class Tracer(keras.callbacks.Callback):
             self._look(step, self._engine.maxima, after[0], overflowed=skipped > 0)
 
     def _explain(self, step, scale):
-        if not step.state[0] or self._reruns >= MOST_RERUNS:
+        if not step.state or self._reruns >= MOST_RERUNS:
             return
         self._reruns += 1
         found = {"step": step.number, "loss_scale": float(scale)}
-        values = unpacked(self._variables, step.state[0])
+        values = unpacked(self._variables, step.state)
         state = list(zip(self._variables, values, strict=True))
         try:
             fault = self._fault(step.data, state)
