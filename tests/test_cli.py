@@ -84,6 +84,7 @@ def test_mistakes_are_one_line_and_status_2(word, said, capsys):
         (errors.UserError("x"), 2),
         (errors.NonFiniteError("x"), 3),
         (errors.StoppedError("x"), 75),
+        (errors.FinishedError("x"), 0),
         (KeyboardInterrupt(), 130),
     ],
 )
@@ -94,7 +95,7 @@ def test_exit_status_of_errors(error, status, capsys):
     with pytest.raises(SystemExit) as ended:
         cli.run(Config, main, [])
     assert ended.value.code == status
-    assert capsys.readouterr().err.startswith("error: ")
+    assert capsys.readouterr().err.startswith("error: " if status else "note: ")
 
 
 def test_out_of_memory_leaves_at_once(monkeypatch, capsys):

@@ -272,13 +272,14 @@ def leave(status, message, at_once=False):
 
     Args:
         status: Exit status.
-        message: What went wrong.
+        message: What went wrong, or with status 0, why there was nothing to do.
         at_once: Leave without freeing anything: once a GPU's memory has run out, TensorFlow 2.21
             aborts with a stack trace while it frees its variables; while other workers train, it
             waits for them.
     """
     sys.stdout.flush()
-    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    kind = "error" if status else "note"
+    print(f"{kind}: {' '.join(message.split())}", file=sys.stderr, flush=True)
     if at_once:
         os._exit(status)
     sys.exit(status)

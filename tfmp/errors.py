@@ -29,6 +29,12 @@ class NonFiniteError(TfmpError):
     exit_status = 3
 
 
+class FinishedError(TfmpError):
+    """The run that was to go on has ended already: there is nothing left to do."""
+
+    exit_status = 0
+
+
 class StoppedError(TfmpError):
     """The run was asked to stop, saved its state and can be resumed."""
 

@@ -167,7 +167,11 @@ def runs(tmp_path_factory, run_program):
         folder,
         (1, 0),
         SEED,
-        between=[run(stopped, signal="SIGTERM", step=4, worker=1), run(stopped, "--resume")],
+        between=[
+            run(stopped, signal="SIGTERM", step=4, worker=1),
+            run(stopped, "--resume"),
+            run(stopped, "--resume"),
+        ],
         last=[run(folder / "apart")],
         others_last=[run(folder / "killed0")],
     )
@@ -209,6 +213,12 @@ def test_a_signal_to_one_worker_stops_all_behind_one_step(runs):
         (said,) = (x for x in ended.stderr.splitlines() if x.startswith("error: Stopped"))
         found = re.match(r"error: Stopped by SIGTERM to worker 1 after step (\d+), saved", said)
         assert found and 4 <= int(found[1]) < 2 * STEPS, said
+
+
+def test_a_finished_run_that_is_to_go_on_is_done_on_all(runs):
+    for ended in runs[1][1]:
+        (said,) = (x for x in ended.stderr.splitlines() if x.startswith("note: "))
+        assert said.endswith("stopped holds a finished run: there is nothing left to do.")
 
 
 def test_another_checkpoint_is_refused_by_name(runs):

@@ -239,9 +239,14 @@ def test_training_starts_from_given_weights(plain, tmp_path):
 
 
 def test_a_finished_run_is_not_overwritten(plain):
-    for flags in ([], ["--resume"]):
-        with pytest.raises(errors.UserError, match="holds a finished run"):
-            quick(plain, *flags)
+    before = {path: path.stat().st_mtime_ns for path in plain.rglob("*")}
+    with pytest.raises(errors.UserError, match="holds a finished run. Choose another"):
+        quick(plain)
+    with pytest.raises(errors.FinishedError, match="nothing left to do"):
+        quick(plain, "--resume")
+    with pytest.raises(errors.UserError, match="goes on with the settings"):
+        quick(plain, "--resume", "--ema=0.5")
+    assert {path: path.stat().st_mtime_ns for path in plain.rglob("*")} == before
 
 
 def test_an_interrupted_run_is_resumed_only_when_asked_and_with_its_settings(plain, tmp_path):

@@ -11,7 +11,7 @@ from tensorflow.python.framework.config import is_op_determinism_enabled  # no p
 
 from tfmp import compile_cache, distribution, files, hardware, policies, provenance, workers
 from tfmp import power as gpu_power
-from tfmp.errors import UserError
+from tfmp.errors import FinishedError, UserError
 from tfmp.training import fused, tpu
 
 # Settings that decide nothing of what is trained.
@@ -85,6 +85,7 @@ def start(name, config):
         A `Session`.
 
     Raises:
+        FinishedError: With `resume`, the run has ended already.
         UserError: The folder holds another run, the policy is unknown, the GPUs are of different
             kinds, or the replicas can't share the batch evenly.
     """
@@ -114,6 +115,9 @@ def start(name, config):
     folder = workers.chief_first(worker, "workdir", lambda: str(open_workdir(name, config)))
     # Each may know the same folder by another name; by default it has the chief's clock in it.
     workdir = pathlib.Path(folder if worker.is_chief or not config.workdir else config.workdir)
+    if workers.chief_first(worker, "finished", lambda: str(is_finished(workdir))) == "True":
+        workers.finish(worker)
+        raise FinishedError(f"{workdir} holds a finished run: there is nothing left to do.")
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(config.seed)
@@ -186,13 +190,13 @@ def open_workdir(name, config):
         A `pathlib.Path`.
 
     Raises:
-        UserError: The folder can't be made, holds a finished run, holds an interrupted run and
-            `resume` is off, or that run had other settings.
+        UserError: The folder can't be made, holds a run and `resume` is off, or that run had other
+            settings.
     """
     workdir = files.workdir(name, config.workdir)
     try:
         found = {path.name for path in workdir.iterdir()} if workdir.exists() else set()
-        if "results.json" in found:
+        if "results.json" in found and not config.resume:
             raise UserError(
                 f"{workdir} holds a finished run. Choose another --workdir, or remove the folder."
             )
@@ -213,6 +217,11 @@ def open_workdir(name, config):
     except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"Can't use --workdir={workdir}: {error}.") from None
     return workdir
+
+
+def is_finished(workdir):
+    """Whether a run has written its results there."""
+    return (workdir / "results.json").exists()
 
 
 def _same_settings(former, config, workdir):
