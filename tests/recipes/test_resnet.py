@@ -240,7 +240,7 @@ def test_training_starts_from_given_weights(plain, tmp_path):
 
 def test_a_finished_run_is_not_overwritten(plain):
     before = {path: path.stat().st_mtime_ns for path in plain.rglob("*")}
-    with pytest.raises(errors.UserError, match="holds a finished run. Choose another"):
+    with pytest.raises(errors.UserError, match="Choose another --workdir"):
         quick(plain)
     with pytest.raises(errors.FinishedError, match="nothing left to do"):
         quick(plain, "--resume")
