@@ -117,6 +117,15 @@ def test_memory_against_speed_where_activations_are_computed_twice():
     assert "0.800" in rows.table(found) and str(computed).endswith(", remat")
 
 
+def test_a_row_of_a_former_version_is_of_one_step_a_call():
+    row = rows.summarize("tfmp", CASE, [outcome(10)])
+    several = dataclasses.replace(CASE, steps_per_execution=10)
+    assert rows.key(row)[-1] == 1 and str(several).endswith("device, 10 steps a call")
+    assert rows.key(rows.summarize("tfmp", several, [outcome(10)])) != rows.key(row)
+    del row["steps_per_execution"]
+    assert rows.key(row)[-1] == 1
+
+
 def test_efficiency_of_several_replicas():
     """3,200 images/s of one with a batch of 32; 6,400 with 64."""
     found = [
@@ -279,6 +288,8 @@ def test_slower_than_the_tolerance_is_status_10(monkeypatch, tmp_path, capsys):
         (["--batch_sizes=0"], "--batch_sizes above 0"),
         (["--replicas=1,0"], "--replicas above 0"),
         (["--replicas=2", "--loss_scale=none"], "--loss_scale=recipe with several"),
+        (["--steps_per_execution=0"], "--steps_per_execution above 0"),
+        (["--steps_per_execution=1,3"], "--steps that each of --steps_per_execution divides"),
         (["--steps=0"], "--steps above 0"),
         (["--tolerance=1"], "--tolerance from 0"),
         (["--recipe=none"], "--recipe out of"),

@@ -82,6 +82,20 @@ def test_compiling_warm_up_and_the_loss_are_outside_of_the_timed_windows():
     assert work.calls[last + 1 :] == ["loss"]
 
 
+def test_calls_of_several_steps():
+    class InTens(Fake):
+        steps_per_call = 10
+
+        def step(self):
+            for _ in range(10):
+                super().step()
+
+    measured, work = measure(InTens, steps=20)
+    assert measured["window_s"] == [10.0] * 3 and measured["step_alone_s"] == [0.5] * 3
+    assert measured["problems"] == []
+    assert work.calls.count("step") == 10 * (1 + 2 + 3 * (1 + 2))  # first, warm-up, windows
+
+
 def problems(kind=Fake, **kwargs):
     return "; ".join(measure(kind, **kwargs)[0]["problems"])
 

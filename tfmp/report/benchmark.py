@@ -91,4 +91,6 @@ def _name(row):
     replicas = f", {count} replicas" if count > 1 else ""
     replicas += f" on {cards}" if cards < count else ""
     parts = f"{row.get('policy')}, {compiled}, batch {row.get('batch_size')}, {row.get('input')}"
-    return f"{row.get('program')}: {parts}{scale}{remat}{replicas}"
+    steps = row.get("steps_per_execution", 1)
+    steps = f", {steps} steps a call" if steps > 1 else ""
+    return f"{row.get('program')}: {parts}{scale}{remat}{replicas}{steps}"

@@ -140,7 +140,10 @@ class TrainingConfig:
         group="Training",
     )
     steps_per_execution: int = flag(
-        1, "Training steps that one call from the host runs.", group="Training"
+        1,
+        "Training steps that one call from the host runs; on GPUs as one program, which helps where "
+        "steps are short or GPUs are several.",
+        group="Training",
     )
     early_stopping: int = flag(
         0,

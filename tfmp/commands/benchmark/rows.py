@@ -172,8 +172,9 @@ def relate(rows):
 
 
 def key(row):
-    """What a row is about: a tuple."""
-    return (row["program"], *(row[field.name] for field in dataclasses.fields(Case)))
+    """What a row is about: a tuple; what a former version's row lacks is what it was then."""
+    fields = dataclasses.fields(Case)
+    return (row["program"], *(row.get(field.name, field.default) for field in fields))
 
 
 def speed(row):
