@@ -141,8 +141,8 @@ class TrainingConfig:
     )
     steps_per_execution: int = flag(
         1,
-        "Training steps that one call from the host runs; on GPUs as one program, which helps where "
-        "steps are short or GPUs are several.",
+        "Training steps that one call from the host runs; on GPUs as one program, which helps "
+        "where steps are short or GPUs are several.",
         group="Training",
     )
     early_stopping: int = flag(
