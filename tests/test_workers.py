@@ -71,6 +71,12 @@ def test_a_missing_worker_and_a_port_that_is_taken():
             joining._meet(worker, 0.5)
 
 
+@pytest.mark.parametrize(("gpus", "name"), [([], "AUTO"), (["GPU:0"], "NCCL")])
+def test_workers_with_gpus_add_up_by_nccl(monkeypatch, gpus, name):
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: gpus)
+    assert joining.communication().implementation.name == name
+
+
 def test_multi_worker_without_workers(monkeypatch):
     for key in ("TF_CONFIG", "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(key, raising=False)

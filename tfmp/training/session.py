@@ -153,8 +153,13 @@ def _compare(worker, name, config, policy, strategy):
     }
     versions = {f"the version of {key}": x for key, x in provenance.versions().items()}
     versions["the commit of tfmp"] = provenance.git_commit()
-    replicas = len(distribution.devices(strategy))
-    facts = {"the recipe": name, "the policy": policy, "the number of replicas": replicas}
+    devices = distribution.devices(strategy)
+    facts = {
+        "the recipe": name,
+        "the policy": policy,
+        "the number of replicas": len(devices),
+        "the kind of device": tf.DeviceSpec.from_string(devices[0]).device_type,
+    }
     workers.agree(
         worker,
         "settings",
