@@ -288,6 +288,10 @@ def test_slower_than_the_tolerance_is_status_10(monkeypatch, tmp_path, capsys):
         (["--batch_sizes=0"], "--batch_sizes above 0"),
         (["--replicas=1,0"], "--replicas above 0"),
         (["--replicas=2", "--loss_scale=none"], "--loss_scale=recipe with several"),
+        (
+            ["--replicas=1,3", "--scaling=strong", "--batch_sizes=8"],
+            "a batch size that 3 replicas can share evenly. Received: 8. Take 6 or 9",
+        ),
         (["--steps_per_execution=0"], "--steps_per_execution above 0"),
         (["--steps_per_execution=1,3"], "--steps that each of --steps_per_execution divides"),
         (["--steps=0"], "--steps above 0"),

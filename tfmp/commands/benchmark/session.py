@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 
-from tfmp import cli, power, recipes
+from tfmp import cli, distribution, power, recipes
 from tfmp.commands.benchmark import children, compare, rows
 from tfmp.data import synthetic
 from tfmp.errors import TfmpError, UserError
@@ -93,8 +93,9 @@ def flags(config, case):
         List of words.
 
     Raises:
-        UserError: No such recipe, or a flag that it refuses.
+        UserError: No such recipe, a flag that it refuses, or a batch that the replicas can't share.
     """
+    distribution.check_batch_size(case.batch_size, case.replicas)
     config_type = recipes.config_type(config.recipe)
     optimizer = cli.parse(config_type, list(config.recipe_flags)).optimizer
     settings = {
