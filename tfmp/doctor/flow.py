@@ -87,11 +87,29 @@ def sources(tensor, through) -> Iterator[tf.Tensor]:
             stack += x.op.inputs
 
 
+def called_graph(operation, name) -> tf.Graph | None:
+    """The graph of a function that an operation calls, as loops and conditions do.
+
+    Args:
+        operation: An operation.
+        name: The attribute that names the function, such as "body".
+
+    Returns:
+        The graph; None where there is no such attribute, or the function is one of TensorFlow 1's
+        kind, as in the CTC loss, which keeps no graph.
+    """
+    try:
+        function = operation.graph._get_function(operation.get_attr(name).name)
+    except (ValueError, AttributeError):
+        return None
+    return getattr(function, "graph", None)
+
+
 def of_branches(tensor) -> Iterator[tf.Tensor]:
-    """What the two branches of a condition give for one of its outputs."""
+    """What the branches of a condition give for one of its outputs, where they can be seen."""
     for name in ("then_branch", "else_branch"):
-        function = tensor.op.graph._get_function(tensor.op.get_attr(name).name)
-        yield function.graph.outputs[tensor.value_index]
+        if graph := called_graph(tensor.op, name):
+            yield graph.outputs[tensor.value_index]
 
 
 def outermost(tensor):

@@ -15,6 +15,7 @@ import tensorflow as tf
 from keras.src.ops.operation import Operation  # the public one is another class
 from tensorflow.python.framework import func_graph  # no public way to ask whose a tensor is
 
+from tfmp.doctor import flow
 from tfmp.doctor.calling import Attempt, attempt, is_graph, roots, specs_of
 from tfmp.policies.choice import HALF
 
@@ -184,12 +185,8 @@ def _within(operation, owner) -> Iterator[tf.Operation]:
     """An operation and those of the functions that it calls, as loops do."""
     yield operation
     for name in ("body", "cond", "then_branch", "else_branch", "f"):
-        try:
-            function = operation.get_attr(name).name
-            graph = operation.graph._get_function(function).graph
-        except (ValueError, AttributeError):
-            continue
-        for inner in graph.get_operations():
+        graph = flow.called_graph(operation, name)
+        for inner in graph.get_operations() if graph else ():
             if id(operation) in owner:
                 owner.setdefault(id(inner), owner[id(operation)])
             yield from _within(inner, owner)

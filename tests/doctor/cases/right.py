@@ -128,6 +128,24 @@ def per_step():
     return model, [normal(4, 5, 4), normal(4, 5, 4, scale=3)]
 
 
+class CtcLoss(layers.Layer):
+    """Adds the loss, which TensorFlow computes in a function that keeps no graph."""
+
+    def call(self, labels, logits):
+        lengths = [ops.full((ops.shape(labels)[0],), n, "int32") for n in (3, 8)]
+        self.add_loss(ops.mean(ops.ctc_loss(labels, logits, *lengths, mask_index=0)))
+        return logits
+
+
+def letters_in_a_row():
+    """A recurrent net with the loss of connectionist temporal classification, in float32."""
+    strips, labels = keras.Input((8, 16)), keras.Input((3,), dtype="int32")
+    x = layers.Bidirectional(layers.LSTM(8, return_sequences=True))(strips)
+    logits = layers.Dense(5, dtype="float32")(x)
+    model = keras.Model([strips, labels], CtcLoss(dtype="float32")(labels, logits))
+    return model, [normal(4, 8, 16), np.random.default_rng(0).integers(1, 5, (4, 3), "int32")]
+
+
 def random_layers():
     """Noise of all kinds; one draws by TensorFlow itself."""
     inputs = keras.Input((16,))
@@ -261,6 +279,7 @@ CLEAN = {
         recurrent,
         translation,
         per_step,
+        letters_in_a_row,
         random_layers,
         tied_weights,
         products_in_logs,

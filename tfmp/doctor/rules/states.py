@@ -103,8 +103,9 @@ def _updates(subject, operation):
 
 def _carried(subject, operation):
     """Of what a loop hands from one round to the next."""
-    body = operation.graph._get_function(operation.get_attr("body").name).graph
-    for before, after in zip(body.inputs, body.outputs, strict=False):
+    body = flow.called_graph(operation, "body")
+    parts = zip(body.inputs, body.outputs, strict=False) if body else ()
+    for before, after in parts:
         if not flow.is_half(before) or before is after:
             continue
         found = linear.update(subject.ranges, after, lambda x, before=before: x is before)
