@@ -13,6 +13,7 @@ CONTAINERS = (
     keras.layers.Wrapper,
     keras.layers.Bidirectional,
     keras.layers.StackedRNNCells,
+    keras.layers.Pipeline,
 )
 
 

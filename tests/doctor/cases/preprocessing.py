@@ -26,6 +26,8 @@ def contrast_differs(model):
     """From the same layer in float32, with the same seed."""
     x = np.random.default_rng(0).uniform(0, 255, (1, 64, 64, 3)).astype("float32")
     layer = model.layers[1]
+    if isinstance(layer, layers.Pipeline):
+        layer = layer.layers[-1]
     exact = type(layer).from_config(layer.get_config() | {"dtype": "float32"})
     again = type(layer).from_config(layer.get_config())
     a, b = (np.asarray(y(x, training=True), "float32") for y in (exact, again))
@@ -69,6 +71,21 @@ BAD = {
         ),
         "half_augmentation",
         "contrast",
+        contrast_differs,
+    ),
+    "contrast_in_a_pipeline": Bad(
+        lambda: model_of(
+            layers.Pipeline(
+                [
+                    layers.RandomFlip(dtype=HALF),
+                    layers.RandomContrast(0.5, seed=1, dtype=HALF, name="contrast"),
+                ],
+                name="augmentation",
+            ),
+            (64, 64, 3),
+        ),
+        "half_augmentation",
+        "augmentation/contrast",
         contrast_differs,
     ),
 }

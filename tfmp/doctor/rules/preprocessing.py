@@ -191,7 +191,9 @@ def _probed(cls, config) -> bool:
     images = np.random.default_rng(0).integers(1, 256, (8, 16, 16, 3)).astype("float32")
     try:
         layer = cls.from_config(config)
-        pixels = np.asarray(keras.ops.convert_to_numpy(layer(images, training=True)), "float32")
+        # Several times, since some draw what they do: RandAugment has parts that only move, too.
+        drawn = [layer(images, training=True) for _ in range(4)]
     except Exception:  # sizes that don't fit, say
         return False
+    pixels = np.asarray(keras.ops.convert_to_numpy(keras.ops.stack(drawn)), "float32")
     return bool(np.isin(pixels, np.append(images, [0.0])).all())
