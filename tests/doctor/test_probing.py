@@ -258,6 +258,19 @@ def test_every_rule_of_probing_has_a_model_that_breaks():
     assert rules == {case.rule for case in BAD.values()}
 
 
+@pytest.mark.parametrize("dtype", [str, object])
+def test_a_batch_of_texts(dtype):
+    def build():
+        texts = keras.Input((), dtype="string")
+        x = keras.layers.StringLookup(vocabulary=["one", "two"], name="lookup")(texts)
+        x = keras.layers.Embedding(3, 8)(x)
+        return keras.Model(texts, keras.layers.Dense(1, dtype="float32")(x)), ()
+
+    model, *_ = built(build, "mixed_float16")
+    found = doctor.diagnose(model, np.array(["one", "two", "three"], dtype))
+    assert [(x.rule, x.layer) for x in found if x.severity != "info"] == [("xla_off", "lookup")]
+
+
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 @pytest.mark.parametrize("name", CLEAN)
 def test_a_look_alike_gets_no_warning(name, policy):

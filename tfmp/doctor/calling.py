@@ -142,6 +142,8 @@ def spec(x):
         return x
     if not hasattr(x, "dtype"):
         x = np.asarray(x)
+    if isinstance(x, np.ndarray) and x.dtype.kind in "OSTU":  # text, of which Keras has no dtype
+        return tf.TensorSpec(x.shape, tf.convert_to_tensor(x).dtype)
     return tf.TensorSpec(x.shape, tf.as_dtype(keras.backend.standardize_dtype(x.dtype)))
 
 
