@@ -10,6 +10,7 @@ import pytest
 
 from tfmp import __main__, errors, recipes
 from tfmp.commands import matrix
+from tfmp.commands.advise import target
 from tfmp.commands.benchmark import children
 from tfmp.commands.matrix import cell, judge, reload, session
 
@@ -348,3 +349,14 @@ def test_faults_are_red_on_two_replicas_too(their_models):
         matrix.run(config)
     cells = json.loads(pathlib.Path("matrix.json").read_text())["cells"]
     assert {row["policy"] for row in cells if row["verdict"] == "red"} == {"mixed_float16"}
+
+
+def test_what_keras_says_of_a_model_that_does_not_load_is_a_line():
+    """As Keras 3.15 has it, with the configs of all that is around the layer."""
+    error = TypeError(
+        "<class 'Functional'> could not be deserialized properly.\n\nconfig={'module': 'keras'}."
+        "\n\nException encountered: Could not locate class 'Own'. Import\nit before.\n\n"
+        "Full object config: {'module': 'models', 'class_name': 'Own'}"
+    )
+    assert target.said(error) == "TypeError: Could not locate class 'Own'. Import it before."
+    assert target.said(ValueError("x" * 9999 + "\n")) == f"ValueError: {'x' * 500}."

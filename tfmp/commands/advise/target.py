@@ -17,6 +17,7 @@ WINDOWS = 3
 # A card of 24 GB holds a step of ResNet-50 at 224 px and batch 256 (19.6 GiB in float32) only
 # just: smaller ones get smaller batches.
 LARGE_MEMORY_BYTES = 30e9
+LONGEST_REASON = 500  # characters of an error's message
 
 
 def is_function(target):
@@ -146,7 +147,10 @@ def said(error):
     own = [x for x in frames if "site-packages" not in x.filename and x.filename != __file__]
     own = [x for x in own if not x.filename.startswith("<frozen")]
     place = f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
-    return f"{type(error).__name__}: {str(error).rstrip('.')}{place}."
+    # Keras wraps what fails in loading in the configs of all that holds it.
+    reason = str(error).rpartition("Exception encountered:")[2].partition("Full object config:")[0]
+    reason = " ".join(reason.split())[:LONGEST_REASON].rstrip(".")
+    return f"{type(error).__name__}: {reason}{place}."
 
 
 def _checked(model, target):
