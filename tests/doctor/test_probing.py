@@ -258,6 +258,29 @@ def test_every_rule_of_probing_has_a_model_that_breaks():
     assert rules == {case.rule for case in BAD.values()}
 
 
+def test_a_step_that_builds_its_optimizer_is_run_with_a_scale_of_the_doctors():
+    class Twice(keras.Model):
+        """Unscales by hand what the optimizer unscales."""
+
+        def train_step(self, data):
+            x, y = data
+            if not self.optimizer.built:
+                self.optimizer.build(self.trainable_variables)
+            with tf.GradientTape() as tape:
+                loss = self.optimizer.scale_loss(tf.reduce_mean((self(x) - y) ** 2))
+            gradients = tape.gradient(loss, self.trainable_variables)
+            gradients = [g / self.optimizer.dynamic_scale for g in gradients]
+            self.optimizer.apply(gradients, self.trainable_variables)
+            return {"loss": loss}
+
+    with policies.scope("mixed_float16"):
+        inputs = keras.Input((4,))
+        model = Twice(inputs, keras.layers.Dense(1, dtype="float32")(inputs))
+    model.compile(keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD()))
+    found = serious(doctor.diagnose(model, normal(8, 4), np.ones((8, 1), np.float32)))
+    assert [(rule, layer) for rule, layer, _ in found] == [("gradients_off_scale", None)]
+
+
 @pytest.mark.parametrize("dtype", [str, object])
 def test_a_batch_of_texts(dtype):
     def build():

@@ -192,6 +192,8 @@ def standing_in(optimizer, scale, **methods):
     try:
         yield
     finally:
-        for name in own:
-            del optimizer.__dict__[name]
+        for name, stand_in in own.items():
+            # (A `train_step` that builds its optimizer has put its own in their place.)
+            if vars(optimizer).get(name) is stand_in:
+                del optimizer.__dict__[name]
         optimizer.__dict__.update(before)

@@ -319,12 +319,16 @@ def scaled_operation():
 class Slope(layers.Layer):
     """The slope of a net by the difference of two values."""
 
-    def __init__(self, **kwargs):
+    def __init__(self, step=1e-3, **kwargs):
         super().__init__(**kwargs)
+        self.step = step
         self.net = layers.Dense(1, bias_initializer="ones", name="net")
 
+    def get_config(self):
+        return super().get_config() | {"step": self.step}
+
     def call(self, inputs):
-        return (self.net(inputs + 1e-3) - self.net(inputs)) / 1e-3
+        return (self.net(inputs + self.step) - self.net(inputs)) / self.step
 
     def compute_output_shape(self, shape):
         return (*shape[:-1], 1)
@@ -334,6 +338,54 @@ def slope():
     """u(x + h) - u(x), of values around 1."""
     inputs = keras.Input((4,))
     return keras.Model(inputs, Slope(name="slope")(inputs)), normal(16, 4, scale=0.1, shift=1.0)
+
+
+def slope_of_nothing():
+    """A step so small that both values are the same in half, and the slope is zero."""
+    inputs = keras.Input((4,))
+    return keras.Model(inputs, Slope(1e-4, name="slope")(inputs)), normal(
+        16, 4, scale=0.1, shift=1.5
+    )
+
+
+class Dated(keras.Model):
+    """A model of one's own, which casts what it gets, around a layer in float32."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.season = Compute(lambda x: ops.sin(x * 0.9), dtype="float32", name="season")
+        self.head = layers.Dense(4, dtype="float32", name="head")
+
+    def call(self, inputs):
+        return self.head(self.season(inputs[:, :2]))
+
+
+def dates(**settings):
+    """Days since 1970, of which float16 knows every sixteenth."""
+    model, days = Dated(**settings), np.float32(np.arange(19001, 19033).reshape(8, 4))
+    model(days)
+    return model, days
+
+
+def survival():
+    """What is left after 365 days of hazards of 1e-4, none of which half can take from 1."""
+    inputs = keras.Input((365,))
+    left = Compute(lambda x: ops.cumprod(1.0 - ops.sigmoid(x), axis=-1), name="left")(inputs)
+    logs = Compute(lambda x: 100 * ops.log(x), dtype="float32", name="logs")(left)
+    return keras.Model(inputs, logs), normal(4, 365, scale=0.2, shift=-9.0)
+
+
+def buckets():
+    """Milliseconds, infinite above 65 s, by which a bucket is looked up."""
+
+    def bucket(seconds):
+        whole = ops.cast(seconds * 1000.0, "int32")
+        return ops.sum(ops.cast(whole > ops.array([1000, 20000, 60000, 120000]), "int32"), -1)
+
+    inputs = keras.Input((1,))
+    found = Compute(bucket, name="bucket")(inputs)
+    outputs = layers.Embedding(5, 4, dtype="float32")(found)
+    return keras.Model(inputs, outputs), np.float32(np.linspace(0.5, 240.0, 32)[:, None])
 
 
 def nearest_code():
@@ -376,6 +428,10 @@ def half_within_float32(dtype="float16"):
 
 BAD = {
     "slope": Bad(slope, "cancellation", "slope", "outputs wrong"),
+    "slope_of_nothing": Bad(slope_of_nothing, "cancellation", "slope", "outputs wrong"),
+    "dates": Bad(dates, "cancellation", None, "outputs wrong", lambda: dates(autocast=False)),
+    "survival": Bad(survival, "leaves_float32", "left", "outputs wrong"),
+    "buckets": Bad(buckets, "other_choice", "bucket", "outputs wrong"),
     "nearest_code": Bad(nearest_code, "other_choice", "planted", "outputs wrong"),
     "frozen_weight": Bad(frozen_weight, "half_overflow", "whiten", "outputs not finite"),
     "half_within_float32": Bad(

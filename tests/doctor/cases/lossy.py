@@ -154,7 +154,16 @@ BAD = {
     "activity_regularizer": Bad(regularized, "half_added_loss", "custom", fit_fails),
 }
 
+
+def decided_by_a_digit():
+    """Attention whose softmax, of scores of 4096, is decided by the rounding of what it takes."""
+    inputs = [keras.Input((24, 16), batch_size=4) for _ in range(3)]
+    outputs = layers.Attention(dtype="mixed_bfloat16")(inputs, use_causal_mask=True)
+    return keras.Model(inputs, float32_head(outputs))
+
+
 CLEAN = {
+    "attention_decided_by_a_digit": decided_by_a_digit,
     "rms_norm_in_float32_inside": clean(float32_inside(rms)),
     "norm_of_values_that_are_not_large": clean(rms),
     "unit_norm_of_normalized_values": lambda: of_keras(

@@ -1,10 +1,14 @@
-"""Whether layers choose the same in half as in float32: the nearest code, the best expert."""
+"""Whether layers choose the same in half as in float32: the nearest code, the best expert.
+
+Or whether numbers are the same once they are whole, as seconds to look a bucket up with.
+"""
 
 import contextlib
 
 import numpy as np
 from tensorflow.python.framework import op_callbacks  # no public way to see operations run
 
+from tfmp.doctor import flow
 from tfmp.doctor.probe import compare
 from tfmp.doctor.probe.recording import Call, half_of
 from tfmp.doctor.probe.replay import ReplayError, given_to, replay
@@ -28,7 +32,7 @@ def choices(subject: Subject, step: Step) -> list[tuple[Call, Fault]]:
         id(call.called)
         for call in subject.trace.calls
         for operation in call.operations
-        if operation.type in CHOOSING
+        if operation.type in CHOOSING or _makes_whole(operation)
     }
     found = []
     for call in (x for outermost in step.calls for x in outermost.everything()):
@@ -42,7 +46,7 @@ def choices(subject: Subject, step: Step) -> list[tuple[Call, Fault]]:
         except ReplayError as error:
             step.unjudged[call.path] = str(error)
             continue
-        others, explained = _others(half, full), _others(moved, full)
+        others, explained = (_others(x, full, compare.EPSILON[dtype]) for x in (half, moved))
         if others > max(OTHERS, EXPLAINED * explained):
             fault = Fault(
                 layer=call.path,
@@ -58,14 +62,22 @@ def choices(subject: Subject, step: Step) -> list[tuple[Call, Fault]]:
     return found
 
 
-def _chosen(call, **how) -> list[np.ndarray]:
-    """What a call chooses when it is run again."""
-    found: list[np.ndarray] = []
+def _makes_whole(operation) -> bool:
+    """Whether it makes whole numbers of half ones."""
+    return operation.type == "Cast" and (
+        operation.inputs[0].dtype in flow.HALF_TYPES and operation.outputs[0].dtype.is_integer
+    )
+
+
+def _chosen(call, **how) -> list[tuple[str, np.ndarray]]:
+    """What a call chooses, or makes whole, when it is run again."""
+    found: list[tuple[str, np.ndarray]] = []
 
     def look(name, inputs, attributes, outputs, op_name=None, graph=None):
         name = name.decode() if isinstance(name, bytes) else name
-        if graph is None and name in CHOOSING:
-            found.append(outputs[-1].numpy())
+        whole = name == "Cast" and inputs[0].dtype.is_floating and outputs[0].dtype.is_integer
+        if graph is None and (name in CHOOSING or whole):
+            found.append((name, outputs[-1].numpy()))
 
     with contextlib.ExitStack() as stack:
         op_callbacks.add_op_callback(look)
@@ -74,7 +86,12 @@ def _chosen(call, **how) -> list[np.ndarray]:
     return found
 
 
-def _others(one, other) -> float:
-    """The largest share of choices that differ."""
-    pairs = zip(one, other, strict=False)
-    return max((float(np.mean(a != b)) for a, b in pairs if a.shape == b.shape), default=0.0)
+def _others(one, other, epsilon) -> float:
+    """The largest share of choices that differ, or of whole numbers, by more than rounding."""
+    shares = [0.0]
+    for (kind, a), (name, b) in zip(one, other, strict=False):
+        if kind == name and a.shape == b.shape:
+            rounding = 0.0 if name in CHOOSING else 1.0 + compare.STEPS * epsilon * np.abs(b)
+            apart = np.abs(a.astype(np.float64) - b.astype(np.float64))
+            shares.append(float(np.mean(apart > rounding)))
+    return max(shares)

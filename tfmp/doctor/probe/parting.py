@@ -1,6 +1,7 @@
 """Where a step in half parts from the same step in float32, though no layer is at fault alone."""
 
 import numpy as np
+import tensorflow as tf
 
 from tfmp.doctor.probe import compare
 from tfmp.doctor.probe.recording import Call, computes, half_of
@@ -39,12 +40,14 @@ def parting(step: Step, reference: Step) -> list[tuple[Call, Fault]]:
         before = _apart(given_to(call), given_to(full))
         if before is not None and before <= RIGHT and _magnifies(call, full, dtype):
             told.add(id(call.operation))
+            of_model = any(_takes_cast(call, full, x, dtype) for x in step.calls)
             fault = Fault(
-                layer=call.path,
+                layer=None if of_model else call.path,
                 is_layer=computes(call) and hasattr(call.operation, "dtype_policy"),
                 direction="forward",
                 kind="cancels",
                 dtype=dtype,
+                takes_cast=call.path if of_model else None,
                 error=error,
                 explained=before,
                 largest_input=compare.largest(given_to(call)),
@@ -52,6 +55,20 @@ def parting(step: Step, reference: Step) -> list[tuple[Call, Fault]]:
             )
             found.append((call, fault))
     return found
+
+
+def _takes_cast(call, full, model_call, dtype) -> bool:
+    """Whether a layer in float32 takes the model's own inputs, as the model has cast them."""
+    if getattr(call.operation, "compute_dtype", None) != "float32":
+        return False
+    inputs = [x for x in model_call.inputs() if x.dtype == tf.float32]
+    given, right = ([compare.array(x) for x in y.inputs()] for y in (call, full))
+    if not inputs or not given:
+        return False
+    exact = np.concatenate([compare.array(x) for x in inputs])
+    cast = np.concatenate([compare.array(tf.cast(x, dtype)) for x in inputs])
+    pairs = zip(given, right, strict=True)
+    return all(np.isin(x, cast).all() and np.isin(y, exact).all() for x, y in pairs)
 
 
 def agree(step: Step, reference: Step) -> bool:
@@ -75,16 +92,22 @@ def agree(step: Step, reference: Step) -> bool:
     return bool(np.linalg.norm(half - full) <= compare.HARMLESS * np.linalg.norm(full))
 
 
-def _apart(half, full) -> float | None:
-    """The largest difference of two lists of tensors, by their size; None: they can't be told."""
+def _apart(half, full, by=None) -> float | None:
+    """The largest difference of two lists of tensors, by their size; None: they can't be told.
+
+    Args:
+        half: List of tensors.
+        full: Likewise.
+        by: Tensors whose size it is to be; none: those of `full`.
+    """
     if len(half) != len(full):
         return None
     worst = 0.0
-    for one, other in zip(half, full, strict=True):
+    for one, other, measure in zip(half, full, by or full, strict=True):
         if one.shape != other.shape or not (compare.finite(one) and compare.finite(other)):
             return None
         a, b = compare.array(one), compare.array(other)
-        size = np.linalg.norm(b)
+        size = np.linalg.norm(compare.array(measure))
         if size:
             worst = max(worst, float(np.linalg.norm(a - b) / size))
     return worst
@@ -97,6 +120,8 @@ def _magnifies(call, full, dtype) -> bool:
         still, again = (replay(call, backward=False).results for _ in range(2))
     except ReplayError:
         return False
-    count = len(full.results())
-    shift, drawn = (_apart(x[:count], still[:count]) for x in (moved, again))
+    right = full.results()
+    count = len(right)
+    # Of two numbers that are the same in half nothing is left, which is no measure of what moves.
+    shift, drawn = (_apart(x[:count], still[:count], by=right) for x in (moved, again))
     return shift is not None and drawn is not None and drawn <= RIGHT and shift > WRONG / 3

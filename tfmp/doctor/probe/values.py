@@ -28,6 +28,8 @@ class Fault:
         largest_input: Largest finite magnitude that it took.
         largest_output: Largest magnitude that it gives in float32.
         behind: Whether it was found only once layers before it computed in float32.
+        takes_cast: Where the model itself is at fault, since it casts its inputs: the layer that
+            takes them; else None.
     """
 
     layer: str | None
@@ -42,6 +44,7 @@ class Fault:
     largest_input: float = 0.0
     largest_output: float = 0.0
     behind: bool = False
+    takes_cast: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

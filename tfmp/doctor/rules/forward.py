@@ -102,7 +102,8 @@ def leaves_float32(subject: Subject) -> Iterator[Finding]:
     terms stops growing, and a small difference of large numbers has no right digit. Rounding the
     inputs as half does is tried in float32; what a layer adds to that many times over is its own
     loss. So is a large error that rounding the inputs does explain, such as the sine of a
-    position of 5001.
+    position of 5001. An error is small next to the results, or, where these are all about the same
+    as probabilities near 1 are, next to how far they differ.
 
     Example:
         inputs = keras.Input((1,))
@@ -134,7 +135,9 @@ def cancellation(subject: Subject) -> Iterator[Finding]:
     right digit where they were computed in float16, and a division by h² magnifies what is left.
     Computing the layer alone in float32 changes nothing, since what it takes is rounded already.
     The doctor compares each layer with the model's run in float32: what it took was right to 2 %,
-    what it gives is off by 30 % or more.
+    what it gives is off by 30 % or more. A model of one's own casts its float inputs to its compute
+    dtype, as a layer does: dates in float32 are rounded before a layer with `dtype="float32"`
+    takes them.
 
     Example:
         class Slope(keras.layers.Layer):
@@ -159,6 +162,12 @@ def cancellation(subject: Subject) -> Iterator[Finding]:
             f"right to {percent(fault.explained)}: in {fault.dtype} only rounding is left of a "
             "difference, or it is magnified. Layers whose outputs it takes have to be float32, too"
         )
+        if fault.takes_cast is not None:
+            text = (
+                f"The model casts its inputs to {fault.dtype}: what {fault.takes_cast} makes of "
+                f"them, in float32, differs by {percent(fault.error)}. Give the model whole "
+                "numbers as integers, or make it with autocast=False"
+            )
         found = finding("cancellation", subject, fault, text)
         within = [x.path for x in subject.half_parts if x.path.startswith(f"{fault.layer}/")]
         mends = tuple(dict.fromkeys([*found.float32, *within])) if found.float32 else ()
@@ -170,9 +179,10 @@ def other_choice(subject: Subject) -> Iterator[Finding]:
 
     The largest or smallest of scores that are large and close together, such as squared distances
     to the codes of a vector quantizer, is another one once they are rounded. What the layer gives
-    then looks right, and is the wrong code. The doctor compares what layers choose in both
-    precisions: it is a fault where a fifth of the choices are others, and rounding the inputs
-    explains less than a third of these.
+    then looks right, and is the wrong code. So is the bucket of a number that was infinite before
+    it was made whole. The doctor compares what layers choose, and the whole numbers that they make,
+    in both precisions: it is a fault where a fifth are others (of whole numbers, by more than 16
+    roundings), and rounding the inputs explains less than a third of these.
 
     Example:
         def nearest(x):  # |x|^2 - 2 x e + |e|^2, of values around 8
@@ -188,8 +198,9 @@ def other_choice(subject: Subject) -> Iterator[Finding]:
     """
     for fault in faults(subject, "forward", "chooses"):
         text = (
-            f"{percent(fault.error)} of what it chooses as largest or smallest are others in "
-            f"{fault.dtype}; rounding its inputs explains {percent(fault.explained)}"
+            f"{percent(fault.error)} of what it chooses as largest or smallest, or makes whole "
+            f"numbers of, are others in {fault.dtype}; rounding its inputs explains "
+            f"{percent(fault.explained)}"
         )
         yield finding("other_choice", subject, fault, text)
 

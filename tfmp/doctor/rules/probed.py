@@ -97,6 +97,8 @@ def finding(rule: str, subject: Subject, fault: Fault, text: str) -> Finding:
     mends = (fault.layer,) if fault.is_layer and fault.layer is not None else ()
     if mends:
         text += 'Give it dtype="float32".'
+    elif fault.takes_cast is not None:
+        text = text.rstrip()
     elif fault.layer:
         text += "Cast what this operation takes to float32."
     elif fault.direction == "backward" and fault.kind in ("overflow", "nan"):
