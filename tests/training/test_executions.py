@@ -90,6 +90,16 @@ def test_batches_of_unknown_shapes_are_left_to_the_host(loops):
     assert loops == []
 
 
+def test_a_copy_to_a_device_has_no_end_if_its_source_has_none():
+    copied = tf.data.experimental.prefetch_to_device("/CPU:0")
+    for batches, endless in (
+        (BATCHES.repeat(), True),
+        (BATCHES, False),
+        (BATCHES.repeat().filter(lambda x, y: True), False),  # nobody knows
+    ):
+        assert executions._is_regular(iter(batches.apply(copied))) is endless
+
+
 def test_without_a_gpu_the_host_runs_the_loop(loops, monkeypatch):
     monkeypatch.setattr(executions, "loops_are_fast", lambda: False)
     trained(model(), BATCHES.repeat(), steps_per_epoch=6)

@@ -7,9 +7,13 @@ batch that is smaller, don't fit a program that takes so many batches of one sha
 """
 
 import itertools
+import weakref
 
 import keras
 import tensorflow as tf
+
+# Datasets that hand on what they get, and don't know how much that is.
+COPYING = ("_CopyToDeviceDataset", "_PrefetchDataset", "_OptionsDataset")
 
 
 def of_iterator(model, step, explaining_errors, several=None):
@@ -67,10 +71,17 @@ def of_iterator(model, step, explaining_errors, several=None):
     if not model.run_eagerly:
         execution = tf.function(execution, reduce_retracing=True, autograph=False)
 
+    known = weakref.WeakKeyDictionary()  # of iterators
+
+    def is_regular(iterator):
+        if iterator not in known:
+            known[iterator] = _is_regular(iterator)
+        return known[iterator]
+
     def function(iterator):
         with explaining_errors():
             if isinstance(iterator, (tf.data.Iterator, tf.distribute.DistributedIterator)):
-                if several and per_execution > 1 and _is_regular(iterator):
+                if several and per_execution > 1 and is_regular(iterator):
                     return one_program_of(iterator)
                 try:
                     return execution(iterator)
@@ -134,7 +145,10 @@ def _is_regular(iterator):
     if isinstance(iterator, tf.distribute.DistributedIterator):
         cardinality = iterator._cardinality
     else:
-        cardinality = iterator._dataset.cardinality()
+        dataset = iterator._dataset
+        while type(dataset).__name__ in COPYING:
+            (dataset,) = dataset._inputs()
+        cardinality = dataset.cardinality()
     specs = tf.nest.flatten(iterator.element_spec, expand_composites=True)
     known = all(isinstance(x, tf.TensorSpec) and x.shape.is_fully_defined() for x in specs)
     return known and int(cardinality) == tf.data.INFINITE_CARDINALITY
