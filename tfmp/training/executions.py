@@ -71,7 +71,7 @@ def of_iterator(model, step, explaining_errors, several=None):
     if not model.run_eagerly:
         execution = tf.function(execution, reduce_retracing=True, autograph=False)
 
-    known = weakref.WeakKeyDictionary()  # of iterators
+    known: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # of iterators
 
     def is_regular(iterator):
         if iterator not in known:
