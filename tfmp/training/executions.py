@@ -30,6 +30,8 @@ def of_iterator(model, step, explaining_errors, several=None):
         A function that returns the last step's logs.
     """
     per_execution = model.steps_per_execution
+    if per_execution == 1:
+        several = None
 
     def one_step(data):
         return step(keras.tree.map_structure(without_optionals, data))
@@ -81,7 +83,7 @@ def of_iterator(model, step, explaining_errors, several=None):
     def function(iterator):
         with explaining_errors():
             if isinstance(iterator, (tf.data.Iterator, tf.distribute.DistributedIterator)):
-                if several and per_execution > 1 and is_regular(iterator):
+                if several and is_regular(iterator):
                     return one_program_of(iterator)
                 try:
                     return execution(iterator)
@@ -90,7 +92,7 @@ def of_iterator(model, step, explaining_errors, several=None):
                         raise
                     return model.get_metrics_result()  # an execution cut short
             batches = list(itertools.islice(iterator, per_execution))
-            if several and 1 < per_execution == len(batches) and _are_alike(batches):
+            if several and len(batches) == per_execution and _are_alike(batches):
                 return one_program(batches)
             logs = None
             for data in batches:

@@ -115,7 +115,7 @@ def start(name, config):
     folder = workers.chief_first(worker, "workdir", lambda: str(open_workdir(name, config)))
     # Each may know the same folder by another name; by default it has the chief's clock in it.
     workdir = pathlib.Path(folder if worker.is_chief or not config.workdir else config.workdir)
-    if workers.chief_first(worker, "finished", lambda: str(is_finished(workdir))) == "True":
+    if config.resume and _is_finished(worker, workdir):
         workers.finish(worker)
         raise FinishedError(f"{workdir} holds a finished run: there is nothing left to do.")
     if config.deterministic:
@@ -224,9 +224,10 @@ def open_workdir(name, config):
     return workdir
 
 
-def is_finished(workdir):
-    """Whether a run has written its results there."""
-    return (workdir / "results.json").exists()
+def _is_finished(worker, workdir):
+    """Whether a run has written its results there, as the chief sees it."""
+    finished = (workdir / "results.json").exists
+    return workers.chief_first(worker, "finished", lambda: "yes" if finished() else "no") == "yes"
 
 
 def _same_settings(former, config, workdir):

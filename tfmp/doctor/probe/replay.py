@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfmp.doctor.probe import compare
 from tfmp.doctor.probe.explain import first_nonfinite
 from tfmp.doctor.probe.patching import no_half_casts, patched
 from tfmp.doctor.probe.recording import (
@@ -96,7 +97,7 @@ def replay(
     Raises:
         ReplayError: It called other layers than before, or failed.
     """
-    move = functools.partial(_move, rng=np.random.default_rng(seed), by=moved)
+    move = functools.partial(compare.moved, rng=np.random.default_rng(seed), by=moved)
 
     def fed(x):
         # Copies, else what the step computed from them would be part of the gradient.
@@ -141,14 +142,6 @@ def _run(call, args, kwargs, upstream, stubs, full, look) -> Values:
     gradients = [x if x is None else tf.convert_to_tensor(x) for x in gradients]
     first = next(iter(forward or []), None), next(iter(behind or []), None)
     return Values(results, gradients[:sources], gradients[sources:], first)
-
-
-def _move(x, rng, by):
-    """Each number brought towards zero by a random part of up to `by`."""
-    if not by:
-        return x
-    part = 1 - by * rng.random(x.shape, np.float32)
-    return tf.cast(tf.cast(x, "float32") * part, x.dtype)
 
 
 class _Stubs:

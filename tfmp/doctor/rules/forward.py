@@ -157,16 +157,17 @@ def cancellation(subject: Subject) -> Iterator[Finding]:
         Seen on Keras 3.15.
     """
     for fault in faults(subject, "forward", "cancels"):
-        text = (
-            f"Differs from the run in float32 by {percent(fault.error)}, while what it takes is "
-            f"right to {percent(fault.explained)}: in {fault.dtype} only rounding is left of a "
-            "difference, or it is magnified. Layers whose outputs it takes have to be float32, too"
-        )
         if fault.takes_cast is not None:
             text = (
                 f"The model casts its inputs to {fault.dtype}: what {fault.takes_cast} makes of "
-                f"them, in float32, differs by {percent(fault.error)}. Give the model whole "
-                "numbers as integers, or make it with autocast=False"
+                f"them, in float32, differs by {percent(fault.error)}"
+            )
+        else:
+            text = (
+                f"Differs from the run in float32 by {percent(fault.error)}, while what it takes "
+                f"is right to {percent(fault.explained)}: in {fault.dtype} only rounding is left "
+                "of a difference, or it is magnified. Layers whose outputs it takes have to be "
+                "float32, too"
             )
         found = finding("cancellation", subject, fault, text)
         within = [x.path for x in subject.half_parts if x.path.startswith(f"{fault.layer}/")]

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from tfmp.doctor import flow
 from tfmp.doctor.finding import Finding
-from tfmp.doctor.probe.compare import EPSILON
+from tfmp.doctor.probe import compare
 from tfmp.doctor.ranges import of
 from tfmp.doctor.subject import Subject
 from tfmp.doctor.trace import is_graph
@@ -230,31 +230,26 @@ def _compared(call, inputs, drawn):
         if not np.isfinite(got).all():
             return float("inf"), "infinite or NaN"
         error = float(np.abs(got - expected).max() / scale)
-        if error > 0.25 and not drawn and not _is_explained(call, inputs, got, expected):
+        if error > 0.25 and not drawn and error > 4 * _shift(call, inputs, expected) / scale:
             zero = not np.abs(got).max()
             return error, "zero" if zero else f"off by {error:.0%}"
     return None
 
 
-def _is_explained(call, inputs, got, expected) -> bool:
-    """Whether float32 gives as much else for inputs that are moved by half's rounding.
+def _shift(call, inputs, expected) -> float:
+    """By how much float32 gives something else for inputs that are moved by half's rounding.
 
-    So it is where a softmax of large scores, or the nearest of two codes, is decided by a last
+    It is much where a softmax of large scores, or the nearest of two codes, is decided by a last
     digit: that is no fault of the layer's.
     """
-    moved = [_moved(x, call.called.compute_dtype) for x in inputs]
+    rng, by = np.random.default_rng(2), 2 * compare.EPSILON[call.called.compute_dtype]
+    moved = [
+        compare.moved(tf.constant(x), rng, by) if np.issubdtype(x.dtype, np.floating) else x
+        for x in inputs
+    ]
     results = _run(call.called, call, moved, keras.DTypePolicy("float32"))
-    scale = np.abs(expected).max()
-    shifts = [np.abs(x - expected).max() / scale for x in results if x.shape == expected.shape]
-    return max(shifts, default=0.0) > np.abs(got - expected).max() / scale / 4
-
-
-def _moved(values, dtype):
-    """Values that differ by up to a rounding of a half dtype; whole numbers as they are."""
-    if not np.issubdtype(values.dtype, np.floating):
-        return values
-    by = np.random.default_rng(2).choice([-1.0, 1.0], values.shape) * EPSILON[dtype]
-    return (values * (1 + by)).astype(values.dtype)
+    shifts = [np.abs(x - expected).max() for x in results if x.shape == expected.shape]
+    return max(shifts, default=0.0)
 
 
 def _run(layer, call, inputs, policy):

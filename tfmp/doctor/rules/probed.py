@@ -98,7 +98,7 @@ def finding(rule: str, subject: Subject, fault: Fault, text: str) -> Finding:
     if mends:
         text += 'Give it dtype="float32".'
     elif fault.takes_cast is not None:
-        text = text.rstrip()
+        text += "Give the model whole numbers as integers, or make it with autocast=False."
     elif fault.layer:
         text += "Cast what this operation takes to float32."
     elif fault.direction == "backward" and fault.kind in ("overflow", "nan"):
