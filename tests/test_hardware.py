@@ -47,6 +47,23 @@ def test_several_gpus_are_their_least(monkeypatch):
     assert hardware.describe().compute_capability is None
 
 
+def test_memory_is_that_of_this_process_where_tensorflow_lists_all_workers_gpus(monkeypatch):
+    peaks = {"GPU:0": 3, "GPU:1": 5}
+    everyones = [f"/job:worker/replica:0/task:{i // 2}/device:GPU:{i % 2}" for i in range(4)]
+    play(monkeypatch, A100, A100)
+    monkeypatch.setattr(tf.config, "get_visible_devices", tf.config.list_physical_devices)
+    monkeypatch.setattr(
+        tf.config,
+        "list_logical_devices",
+        lambda kind: [tf.config.LogicalDevice(name, kind) for name in everyones],
+    )
+    monkeypatch.setattr(tf.config.experimental, "get_memory_info", lambda gpu: {"peak": peaks[gpu]})
+    monkeypatch.setattr(tf.config.experimental, "reset_memory_stats", peaks.pop)
+    assert hardware.peak_memory_bytes() == 5
+    hardware.reset_peak_memory()
+    assert not peaks
+
+
 def test_tpu(monkeypatch):
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [])
     monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: [kind] * 8)

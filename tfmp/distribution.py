@@ -104,8 +104,25 @@ def first_replica(strategy: tf.distribute.Strategy) -> int:
     return getattr(strategy.extended, "_id_in_cluster", 0) * len(devices(strategy))
 
 
+def placed_ahead(
+    strategy: tf.distribute.Strategy, batches: tf.data.Dataset, count: int
+) -> tf.data.Dataset | tf.distribute.DistributedDataset:
+    """Batches for the replicas of one process, so many of which wait on each device.
+
+    Args:
+        strategy: The strategy that trains.
+        batches: Whole batches.
+        count: Batches that a call from the host takes.
+    """
+    # A TPU's program takes its batches as it goes.
+    if strategy.num_replicas_in_sync == 1 or is_tpu(strategy):
+        return batches
+    options = tf.distribute.InputOptions(experimental_per_replica_buffer_size=count)
+    return strategy.experimental_distribute_dataset(batches, options)
+
+
 def own_parts(
-    strategy: tf.distribute.Strategy, batches: Callable, batch_size: int
+    strategy: tf.distribute.Strategy, batches: Callable, batch_size: int, ahead: int = 1
 ) -> tf.data.Dataset | tf.distribute.DistributedDataset:
     """Batches for `fit`, of which each worker makes its own part alone.
 
@@ -114,11 +131,12 @@ def own_parts(
     Args:
         strategy: The strategy that trains.
         batches: `batches(part=(i, n))` gives an endless `tf.data.Dataset` of the i-th n-th of each
-            batch.
+            batch; `batches()` whole ones.
         batch_size: Examples in a whole batch.
+        ahead: Batches that a call from the host takes, where there is one process.
     """
     if worker(strategy).count == 1:
-        return batches()
+        return placed_ahead(strategy, batches(), ahead)
     size = batch_size // strategy.num_replicas_in_sync
 
     def of_worker(context):

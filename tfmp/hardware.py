@@ -237,8 +237,8 @@ def _of_card(table, device_name, default):
 
 def reset_peak_memory() -> None:
     """Starts a new measurement of `peak_memory_bytes` on every GPU; nothing on a CPU."""
-    for gpu in tf.config.list_logical_devices("GPU"):
-        tf.config.experimental.reset_memory_stats(_short(gpu))
+    for gpu in _own_gpus():
+        tf.config.experimental.reset_memory_stats(gpu)
 
 
 def peak_memory_bytes() -> int | None:
@@ -247,10 +247,7 @@ def peak_memory_bytes() -> int | None:
     This is what TensorFlow's allocator handed out; CUDA's own context comes on top of it. None on
     a CPU or a TPU, where TensorFlow keeps no such count.
     """
-    peaks = [
-        tf.config.experimental.get_memory_info(_short(gpu))["peak"]
-        for gpu in tf.config.list_logical_devices("GPU")
-    ]
+    peaks = [tf.config.experimental.get_memory_info(gpu)["peak"] for gpu in _own_gpus()]
     return max(peaks) if peaks else None
 
 
@@ -285,9 +282,13 @@ def _card_memory(gpu) -> int | None:
     return None
 
 
-def _short(device) -> str:
-    """`GPU:0` of `/device:GPU:0`, the form that the memory functions take."""
-    return device.name.removeprefix("/device:")
+def _own_gpus() -> list[str]:
+    """This process' logical GPUs, as `GPU:0`; of several workers TensorFlow lists everyone's."""
+    parts = [
+        tf.config.get_logical_device_configuration(gpu) or [None]
+        for gpu in tf.config.get_visible_devices("GPU")
+    ]
+    return [f"GPU:{index}" for index in range(sum(map(len, parts)))]
 
 
 def _cpu_name() -> str:

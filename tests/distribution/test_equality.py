@@ -1,8 +1,11 @@
 """Two replicas train as one device does on the whole batch, in float32 and without dropout."""
 
+import time
+
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from helpers import (
     NONE,
     assert_close,
@@ -291,3 +294,26 @@ def test_frozen_weights_stay_as_they_were(strategy):
     for value, v in zip(before, frozen, strict=True):
         for copy in distribution.copies(strategy, v):
             np.testing.assert_array_equal(copy.numpy(), value, err_msg=v.path)
+
+
+def test_batches_of_a_call_wait_on_the_devices(strategy):
+    """One that is taken leaves room for one, so a call of 5 finds all of its own there."""
+    made = []
+
+    def generate():
+        for index in range(50):
+            made.append(index)
+            yield np.full(4, index, np.float32)
+
+    spec = tf.TensorSpec((4,), tf.float32)
+    for count in (1, 10):
+        made.clear()
+        batches = tf.data.Dataset.from_generator(generate, output_signature=spec)
+        iterator = iter(distribution.placed_ahead(strategy, batches, count))
+        first = strategy.experimental_local_results(next(iterator))
+        np.testing.assert_array_equal(tf.concat(first, 0), np.zeros(4))
+        end = time.monotonic() + 20
+        while len(made) < 2 * count and time.monotonic() < end:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        assert 2 * count <= len(made) < 2 * count + 9

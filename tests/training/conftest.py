@@ -49,7 +49,7 @@ def make_classifier():
             classifier,
             optimizers.build(config, model, steps_per_epoch),
             jit_compile=config.jit_compile == "true",
-            steps_per_execution=config.steps_per_execution,
+            steps_per_execution=config.steps_per_execution or 1,
             microbatches=config.gradient_accumulation_steps,
         )
         return classifier

@@ -11,7 +11,6 @@ import pytest
 import tensorflow as tf
 
 from tfmp import errors, files, hardware
-from tfmp.data import steps_per_epoch
 from tfmp.training import TrainingConfig, fit, loop
 
 BASE = TrainingConfig(epochs=3, warmup_epochs=1, batch_size=256, seed=5)
@@ -50,8 +49,8 @@ def weights(classifier):
 )
 def test_resume_equals_uninterrupted(make_classifier, digits, tmp_path, policy, changes, steps):
     config = dataclasses.replace(BASE, **changes)
-    spe = config.steps_per_execution
-    assert steps_per_epoch(digits.sizes["train"], config.batch_size, spe) == 5 // spe * spe
+    spe = config.steps_per_execution or 1
+    assert config.epoch_steps(digits.sizes["train"]) == 5 // spe * spe
     if not config.validation_fraction:
         digits = dataclasses.replace(digits, validation=None)
     whole = make_classifier(policy, config)
@@ -69,6 +68,23 @@ def test_resume_equals_uninterrupted(make_classifier, digits, tmp_path, policy, 
     assert [row["epoch"] for row in logs[0]] == [0, 1, 2]
     assert fitted.examples_per_second > 0
     assert int(whole.step) == int(resumed.step) == 3 * (5 // spe * spe)
+
+
+def test_a_run_of_other_steps_a_call_goes_on_where_the_first_one_stopped(
+    make_classifier, digits, tmp_path
+):
+    """Of 5 steps 2 are left; a call of 5, as several GPUs may take, would end in the next epoch."""
+    whole = make_classifier(config=BASE)
+    fit(whole, digits, BASE, tmp_path / "whole")
+    with pytest.raises(errors.StoppedError):
+        stopped = make_classifier(config=BASE)
+        fit(stopped, digits, BASE, tmp_path / "part", extra_callbacks=[StopAt(8)])
+    resumed = make_classifier(config=BASE)
+    resumed.steps_per_execution = 5
+    fit(resumed, digits, BASE, tmp_path / "part")
+    assert int(resumed.step) == 15
+    for a, b in zip(weights(whole), weights(resumed), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_a_run_resumed_at_its_end_has_the_averaged_weights(make_classifier, digits, tmp_path):

@@ -28,7 +28,6 @@ import functools
 import time
 
 from tfmp import cli, policies
-from tfmp.data import steps_per_epoch
 from tfmp.models import dcgan
 from tfmp.training import TrainingConfig, classification, gan, judge, optimizers, recipe
 
@@ -71,7 +70,7 @@ def prepare(config):
     """All that comes before the first step: (session, data, compiled learner, epoch's steps)."""
 
     def learn(model, data):
-        steps = steps_per_epoch(data.sizes["train"], config.batch_size, config.steps_per_execution)
+        steps = config.epoch_steps(data.sizes["train"])
         with policies.scope(model.dtype_policy):
             discriminator = dcgan.discriminator(image_shape=data.input_shape, width=config.width)
         count = min(data.sizes["train"], judge.MOST_IMAGES)

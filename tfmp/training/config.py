@@ -5,6 +5,7 @@ import math
 from typing import Literal
 
 from tfmp.cli import flag
+from tfmp.data import steps_per_epoch
 from tfmp.distribution import STRATEGIES
 from tfmp.errors import UserError
 from tfmp.training.optimizers import OPTIMIZERS
@@ -139,10 +140,10 @@ class TrainingConfig:
         "memory, more time. Needs XLA.",
         group="Training",
     )
-    steps_per_execution: int = flag(
-        1,
-        "Training steps that one call from the host runs; on GPUs as one program, which helps "
-        "where steps are short or GPUs are several.",
+    steps_per_execution: int | None = flag(
+        None,
+        "Training steps that one call from the host runs, on GPUs as one program; none: 1, but on "
+        "several GPUs up to 20 and on TPUs up to 100, as many as divide an epoch.",
         group="Training",
     )
     early_stopping: int = flag(
@@ -209,11 +210,19 @@ class TrainingConfig:
         self.check("warmup_epochs", lambda value: value < self.epochs, "below --epochs")
         self.check(
             "save_every_steps",
-            lambda value: value % self.steps_per_execution == 0,
+            lambda value: value % (self.steps_per_execution or 1) == 0,
             "a multiple of --steps_per_execution",
         )
         if self.resume and not self.workdir:
             raise UserError("--resume needs --workdir=FOLDER, the folder of the interrupted run.")
+
+    def epoch_steps(self, examples):
+        """Training steps in an epoch of so many examples: whole batches, and whole calls.
+
+        Raises:
+            DataError: There is not even one.
+        """
+        return steps_per_epoch(examples, self.batch_size, self.steps_per_execution or 1)
 
     def check(self, name, in_range, expected):
         """Raises a `UserError` unless a setting is None, or finite and `in_range`."""

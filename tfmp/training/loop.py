@@ -13,7 +13,7 @@ import keras
 import tensorflow as tf
 
 from tfmp import compile_cache, distribution, files, hardware, workers
-from tfmp.data import DataError, steps_per_epoch, to_device
+from tfmp.data import DataError, to_device
 from tfmp.errors import OutOfMemoryError, TfmpError, UserError
 from tfmp.training import callbacks, loading
 from tfmp.training.checkpoints import Checkpoints
@@ -77,9 +77,7 @@ def fit(learner, data, config, workdir, *, resume_hint="", extra_callbacks=(), p
         OutOfMemoryError: The step doesn't fit into the device's memory.
     """
     workdir = pathlib.Path(workdir)
-    epoch_steps = steps_per_epoch(
-        data.sizes["train"], config.batch_size, config.steps_per_execution
-    )
+    epoch_steps = config.epoch_steps(data.sizes["train"])
     if config.early_stopping and data.validation is None:
         raise UserError(
             "--early_stopping needs validation examples: --validation_fraction above 0."
@@ -185,12 +183,16 @@ def _known(value):
 def _train(learner, data, config, epoch_steps, checkpoints, metrics, every):
     """Calls Keras' `fit` until the last epoch is done, and once more for an epoch half done."""
     step = int(learner.step)
+    # An epoch that a run of other steps a call has begun ends with a call, too.
+    learner.steps_per_execution = math.gcd(learner.steps_per_execution, step % epoch_steps)
     while step < config.epochs * epoch_steps and not learner.stop_training:
         epoch, done = divmod(step, epoch_steps)
         strategy = learner.distribute_strategy
         batches = functools.partial(_batches, data, config, step)
         with strategy.scope():
-            batches = distribution.own_parts(strategy, batches, config.batch_size)
+            batches = distribution.own_parts(
+                strategy, batches, config.batch_size, ahead=learner.steps_per_execution
+            )
             validation = data.validation and to_device(data.validation(config.batch_size))
         # A begun epoch gets a call of its own: Keras takes one length for all.
         epochs = epoch + 1 if done else config.epochs
@@ -218,7 +220,7 @@ def _train(learner, data, config, epoch_steps, checkpoints, metrics, every):
 
 def _batches(data, config, step, **part):
     """Batches from a step on, as the device wants them."""
-    settings = {"start_step": step, "multiple_of": config.steps_per_execution, **part}
+    settings = {"start_step": step, "multiple_of": config.steps_per_execution or 1, **part}
     return to_device(data.train(config.batch_size, seed=config.seed, **settings))
 
 

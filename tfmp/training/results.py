@@ -8,7 +8,7 @@ import time
 
 import tfmp
 from tfmp import distribution, hardware, loss_scale, provenance, workers
-from tfmp.data import steps_per_epoch, to_device
+from tfmp.data import to_device
 from tfmp.errors import TfmpError
 from tfmp.files import read_metrics, write_json
 from tfmp.training import cost, curves, inference
@@ -198,7 +198,7 @@ def _further_optimizers(learner):
 
 
 def _cost(session, config, data, fitted):
-    steps = steps_per_epoch(data.sizes["train"], config.batch_size, config.steps_per_execution)
+    steps = config.epoch_steps(data.sizes["train"])
     return cost.card(
         fitted,
         epoch_examples=steps * config.batch_size,

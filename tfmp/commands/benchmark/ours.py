@@ -46,11 +46,9 @@ class RecipeWork(timing.Work):
 
     def _placed(self, batches):
         strategy = self.classifier.distribute_strategy
-        if strategy.num_replicas_in_sync > 1:
-            with strategy.scope():
-                batches = to_device(batches)
-            return iter(strategy.experimental_distribute_dataset(batches))
-        return iter(to_device(batches))
+        with strategy.scope():
+            batches = to_device(batches)
+        return iter(distribution.placed_ahead(strategy, batches, self.steps_per_call))
 
     def step(self):
         """Calls the training function that `fit` would call."""
