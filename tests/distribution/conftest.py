@@ -49,7 +49,8 @@ def strategy():
 
 def run_python(*words, replicas=2):
     """`fresh.run` with a number of logical CPUs for the program to make, or of GPUs to see."""
-    environment = os.environ | {IN_CHILD: str(replicas)}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_XDIST_")}
+    environment[IN_CHILD] = str(replicas)
     if DEVICE == "GPU":
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, range(replicas)))
     return fresh.run(*words, env=environment, timeout=TIMEOUT)

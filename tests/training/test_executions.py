@@ -6,8 +6,7 @@ import pytest
 import tensorflow as tf
 
 import tfmp
-from tfmp import distribution, loss_scale, policies
-from tfmp.recipes import resnet
+from tfmp import loss_scale, policies
 from tfmp.training import executions
 
 STEPS = 3  # a call
@@ -16,35 +15,6 @@ IMAGES = RNG.normal(size=(8 * STEPS, 4)).astype("float32")
 IMAGES[17] = np.inf  # of the third batch of a call, or the second
 LABELS = RNG.normal(size=(8 * STEPS, 1)).astype("float32")
 BATCHES = tf.data.Dataset.from_tensor_slices((IMAGES, LABELS)).batch(4, drop_remainder=True)
-
-
-@pytest.mark.parametrize(
-    ("most", "epoch_steps", "save_every", "expected"),
-    [(100, 5004, 0, 36), (100, 5000, 1000, 100), (100, 100, 30, 10), (20, 7, 0, 7), (20, 23, 0, 1)],
-)
-def test_steps_of_a_call_divide_an_epoch_and_what_is_saved(most, epoch_steps, save_every, expected):
-    assert executions.most_that_divides(most, epoch_steps, save_every) == expected
-
-
-@pytest.mark.parametrize(
-    ("settings", "expected"),
-    [
-        ({}, 20),
-        ({"save_every_steps": 6}, 2),
-        ({"steps_per_execution": 1}, 1),
-        ({"jit_compile": "false"}, 1),
-        ({"trace_every": 100}, 1),
-        ({"strategy": "none"}, 1),
-    ],
-)
-def test_several_gpus_run_many_steps_a_call(monkeypatch, settings, expected):
-    """Two CPUs play them."""
-    monkeypatch.setattr(distribution, "sums_within_xla", lambda strategy: True)
-    settings = {"strategy": "mirrored", "jit_compile": "true", "model": "resnet_small"} | settings
-    config = resnet.Config(batch_size=32, **settings)
-    _, _, classifier, epoch_steps = resnet.prepare(config)
-    assert epoch_steps == 40
-    assert classifier.steps_per_execution == expected
 
 
 @pytest.fixture

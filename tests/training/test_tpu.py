@@ -15,6 +15,15 @@ def test_float16_becomes_bfloat16_and_other_policies_stay():
 
 
 @pytest.mark.parametrize(
+    ("save_every", "epoch_steps", "expected"),
+    [(0, 5004, 36), (1000, 5000, 100), (30, 100, 10), (0, 7, 7)],
+)
+def test_steps_of_a_call_divide_an_epoch_and_what_is_saved(save_every, epoch_steps, expected):
+    config = resnet.Config(save_every_steps=save_every)
+    assert tpu.steps_per_execution(config, epoch_steps) == expected
+
+
+@pytest.mark.parametrize(
     "setting", [{"gradient_accumulation_steps": 2}, {"remat": True}, {"trace_every": 5}]
 )
 def test_what_a_tpu_can_not_do_is_refused_by_name(setting):

@@ -142,8 +142,8 @@ class TrainingConfig:
     )
     steps_per_execution: int | None = flag(
         None,
-        "Training steps that one call from the host runs, on GPUs as one program; none: 1, but on "
-        "several GPUs up to 20 and on TPUs up to 100, as many as divide an epoch.",
+        "Training steps that one call from the host runs, on GPUs as one program, which helps "
+        "where steps are short or GPUs are several; none: 1, on TPUs many.",
         group="Training",
     )
     early_stopping: int = flag(

@@ -12,8 +12,6 @@ import weakref
 import keras
 import tensorflow as tf
 
-# From here on the host's part of a call is 2 % of a step of ResNet-50 (recipes/resnet/SPEED.md).
-STEPS_ON_SEVERAL_GPUS = 20
 # Datasets that hand on what they get, and don't know how much that is.
 COPYING = ("_CopyToDeviceDataset", "_PrefetchDataset", "_OptionsDataset")
 
@@ -102,16 +100,6 @@ def of_iterator(model, step, explaining_errors, several=None):
             return logs
 
     return function
-
-
-def most_that_divides(most, *counts):
-    """The largest number of steps of a call, up to `most`, in whole calls of which all counts end.
-
-    Args:
-        most: At least 1.
-        *counts: Training steps, such as those of an epoch; 0 is none.
-    """
-    return next(n for n in range(most, 0, -1) if not any(count % n for count in counts))
 
 
 def loops_are_fast():

@@ -1,7 +1,7 @@
 """A recipe's run from its flags to its files, whatever it trains."""
 
 from tfmp import distribution, models, policies
-from tfmp.training import executions, learner, loop, optimizers, results, session, tpu
+from tfmp.training import learner, loop, optimizers, results, session, tpu
 
 
 def prepare(name, config, *, load, build, learn, load_weights=models.load_weights):
@@ -52,29 +52,18 @@ def compiled(started, config, learned, epoch_steps):
         learned: A `Learner`.
         epoch_steps: Training steps of an epoch.
     """
+    on_tpu = distribution.is_tpu(started.strategy)
+    default = tpu.steps_per_execution(config, epoch_steps) if on_tpu else 1
     learner.compile_learner(
         learned,
         optimizers.build(config, learned.model, epoch_steps),
         jit_compile=started.jit_compile,
         fused_layers=started.fused_layers,
-        steps_per_execution=config.steps_per_execution
-        or executions.most_that_divides(
-            _most_steps_of_call(started, config), epoch_steps, config.save_every_steps
-        ),
+        steps_per_execution=config.steps_per_execution or default,
         microbatches=config.gradient_accumulation_steps,
         remat=config.remat,
     )
     return learned
-
-
-def _most_steps_of_call(started, config):
-    """As many as pay, where the flag says nothing."""
-    if distribution.is_tpu(started.strategy):
-        return tpu.STEPS_PER_EXECUTION
-    several = started.strategy.num_replicas_in_sync > 1 and started.jit_compile
-    if several and distribution.sums_within_xla(started.strategy) and not config.trace_every:
-        return executions.STEPS_ON_SEVERAL_GPUS
-    return 1
 
 
 def run(config, prepared, began, callbacks=()):

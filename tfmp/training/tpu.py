@@ -29,6 +29,23 @@ def policy(resolved):
     return policies.Resolved("mixed_bfloat16", "a TPU multiplies in bfloat16, not in float16")
 
 
+def steps_per_execution(config, epoch_steps):
+    """Training steps of a call, many.
+
+    Args:
+        config: A `tfmp.training.TrainingConfig`.
+        epoch_steps: Training steps of an epoch.
+
+    Returns:
+        The largest divisor of `epoch_steps` and `save_every_steps` up to STEPS_PER_EXECUTION.
+    """
+    return next(
+        n
+        for n in range(STEPS_PER_EXECUTION, 0, -1)
+        if epoch_steps % n == 0 and config.save_every_steps % n == 0
+    )
+
+
 def check(config):
     """Refuses settings that only `tfmp.accelerate` can meet.
 
