@@ -198,8 +198,8 @@ class Engine:
 
     # --- functions of an iterator
 
-    def _of_iterator(self, step, several=None):
-        return executions.of_iterator(self.model, step, self._explaining_errors, several)
+    def _of_iterator(self, step, several=None, kept=None):
+        return executions.of_iterator(self.model, step, self._explaining_errors, several, kept)
 
     def build(self, iterator=None, data_batch=None):
         """Keras' hook: makes the variables that the first step would make.
@@ -228,7 +228,10 @@ class Engine:
     def _train_function(self):
         """The step as it is; or, for a tracer, the same with its batch, traced when that asks."""
         step, several = self._train_step(self.steps)
-        plain = self._of_iterator(step, several)
+        kept = None
+        if self._sums_within_xla():
+            kept = executions.KeptLogs(distribution.devices(self.model.distribute_strategy)[0])
+        plain = self._of_iterator(step, several, kept)
         others = {}
 
         def traced(steps):

@@ -16,7 +16,36 @@ import tensorflow as tf
 COPYING = ("_CopyToDeviceDataset", "_PrefetchDataset", "_OptionsDataset")
 
 
-def of_iterator(model, step, explaining_errors, several=None):
+class KeptLogs:
+    """Logs of a step that several GPUs take at the same time, in variables of one of them.
+
+    A function's results wait for all that it changes, and to wait for another GPU's work TensorFlow
+    makes the host wait for it. So a function that returns logs returns when all GPUs are done, and
+    one that leaves them in variables of a GPU when all have got their work: the host runs ahead.
+
+    Args:
+        device: Name of the device on which the logs are.
+    """
+
+    def __init__(self, device):
+        self._device = device
+        self._variables = {}
+
+    def keep(self, logs):
+        """For the inside of a function: keeps a dict of tensors of known shapes; returns none."""
+        for name, x in logs.items():
+            if name not in self._variables:
+                with tf.init_scope(), tf.device(self._device):
+                    self._variables[name] = tf.Variable(tf.zeros(x.shape, x.dtype), trainable=False)
+            self._variables[name].assign(x)
+        return {}
+
+    def read(self):
+        """The last step's logs, which later ones don't change; the host doesn't wait for them."""
+        return {name: variable.read_value() for name, variable in self._variables.items()}
+
+
+def of_iterator(model, step, explaining_errors, several=None, kept=None):
     """A function as Keras' `fit` calls it: of an iterator, `steps_per_execution` steps a call.
 
     Args:
@@ -25,6 +54,7 @@ def of_iterator(model, step, explaining_errors, several=None):
         explaining_errors: Function that returns a context for each call.
         several: Function of a list of batches that runs the step on each and returns the last
             one's logs, or None: the host runs the loop.
+        kept: `KeptLogs` for what `step` and `several` return, or None.
 
     Returns:
         A function that returns the last step's logs.
@@ -33,19 +63,26 @@ def of_iterator(model, step, explaining_errors, several=None):
     if per_execution == 1:
         several = None
 
-    def one_step(data):
-        return step(keras.tree.map_structure(without_optionals, data))
+    def graph(function):
+        if model.run_eagerly:
+            return function
+        return tf.function(function, reduce_retracing=True, autograph=False)
 
-    def one_program(batches):
-        return several(keras.tree.map_structure(without_optionals, batches))
+    def finish(logs):
+        return kept.keep(logs) if kept else logs
 
-    def one_program_of(iterator):
-        return one_program([iterator.get_next() for _ in range(per_execution)])
+    def step_on(data):
+        return finish(step(keras.tree.map_structure(without_optionals, data)))
 
-    if not model.run_eagerly:
-        one_step = tf.function(one_step, reduce_retracing=True, autograph=False)
-        one_program = tf.function(one_program, reduce_retracing=True, autograph=False)
-        one_program_of = tf.function(one_program_of, reduce_retracing=True, autograph=False)
+    def program_on(batches):
+        return finish(several(keras.tree.map_structure(without_optionals, batches)))
+
+    # A function within another one would have the host wait for the GPUs again.
+    one_step, one_program = graph(step_on), graph(program_on)
+    one_step_of = graph(lambda iterator: step_on(iterator.get_next()))
+    one_program_of = graph(
+        lambda iterator: program_on([iterator.get_next() for _ in range(per_execution)])
+    )
 
     # Counts the steps of an execution that ran before the data ended. (A loop over
     # `get_next_as_optional`, as in Keras, fails for distributed iterators.)
@@ -59,9 +96,6 @@ def of_iterator(model, step, explaining_errors, several=None):
         return one_step(data)
 
     def execution(iterator):
-        # Counting makes the host wait for the GPU: not in each step.
-        if per_execution == 1:
-            return one_step(iterator.get_next())
         done.assign(0)
         return tf.while_loop(
             lambda index, _: index < per_execution,
@@ -70,8 +104,7 @@ def of_iterator(model, step, explaining_errors, several=None):
             parallel_iterations=1,
         )[1]
 
-    if not model.run_eagerly:
-        execution = tf.function(execution, reduce_retracing=True, autograph=False)
+    execution = graph(execution)
 
     known: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # of iterators
 
@@ -80,24 +113,30 @@ def of_iterator(model, step, explaining_errors, several=None):
             known[iterator] = _is_regular(iterator)
         return known[iterator]
 
+    def logs_of(iterator):
+        if isinstance(iterator, (tf.data.Iterator, tf.distribute.DistributedIterator)):
+            if per_execution == 1:  # (counting steps makes the host wait for the GPU)
+                return one_step_of(iterator)
+            if several and is_regular(iterator):
+                return one_program_of(iterator)
+            try:
+                return execution(iterator)
+            except tf.errors.OutOfRangeError:
+                if not int(done):
+                    raise
+                return model.get_metrics_result()  # an execution cut short
+        batches = list(itertools.islice(iterator, per_execution))
+        if several and len(batches) == per_execution and _are_alike(batches):
+            return one_program(batches)
+        logs = None
+        for data in batches:
+            logs = one_step(data)
+        return logs
+
     def function(iterator):
         with explaining_errors():
-            if isinstance(iterator, (tf.data.Iterator, tf.distribute.DistributedIterator)):
-                if several and is_regular(iterator):
-                    return one_program_of(iterator)
-                try:
-                    return execution(iterator)
-                except tf.errors.OutOfRangeError:
-                    if not int(done):
-                        raise
-                    return model.get_metrics_result()  # an execution cut short
-            batches = list(itertools.islice(iterator, per_execution))
-            if several and len(batches) == per_execution and _are_alike(batches):
-                return one_program(batches)
-            logs = None
-            for data in batches:
-                logs = one_step(data)
-            return logs
+            logs = logs_of(iterator)
+            return kept.read() if kept else logs
 
     return function
 

@@ -1,0 +1,123 @@
+"""What several GPUs do whose whole step XLA compiles: nothing that the host would wait for.
+
+Two CPUs play them. They can't add up within a program, so both get the same examples, and the sum
+is twice what each has.
+"""
+
+import collections
+import functools
+import importlib
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers import build, images, make
+from tensorflow.python.eager import context  # no public way to a function's parts
+
+import tfmp
+from tfmp import distribution
+from tfmp.training import executions
+
+pytestmark = pytest.mark.replicas(2)
+
+engine = importlib.import_module("tfmp.training.accelerate")
+BATCHES = 6
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    monkeypatch.setattr(engine.Engine, "_sums_within_xla", lambda self: True)
+    monkeypatch.setattr(distribution, "replica_sum", lambda x: 2 * x)
+
+
+@pytest.fixture
+def loops(monkeypatch):
+    """XLA's loops, by functions that it doesn't compile."""
+    monkeypatch.setattr(executions, "loops_are_fast", lambda: True)
+    made = engine.Engine.make_train_function
+
+    def make_train_function(self, force=False):
+        self.jit_compile = True
+        return made(self, force)
+
+    def compiled(self, function):
+        return tf.function(executions.after_inputs(function), autograph=False)
+
+    monkeypatch.setattr(engine.Engine, "make_train_function", make_train_function)
+    monkeypatch.setattr(engine.Engine, "_compiled", compiled)
+
+
+def batches(end=False):
+    """Of four examples, the second two like the first."""
+    x, y = images(2 * BATCHES)
+    pairs = np.arange(2 * BATCHES).reshape(-1, 2)
+    order = np.concatenate([pairs, pairs], 1).ravel()
+    dataset = tf.data.Dataset.from_tensor_slices((x[order], y[order]))
+    dataset = dataset.batch(4, drop_remainder=True)
+    return dataset if end else dataset.repeat()
+
+
+def made(strategy, per_execution):
+    """A model that does the same on both replicas."""
+    whole = functools.partial(build, dropout=0)
+    model = make(strategy, model=whole, steps_per_execution=per_execution)
+    return tfmp.accelerate(model, jit_compile=False)
+
+
+def trained(strategy, data, per_execution, **kwargs):
+    """(Logs of each step, weights) of an epoch."""
+    model = made(strategy, per_execution)
+    seen = []
+    callback = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: seen.append(dict(logs))
+    )
+    model.fit(data, shuffle=False, verbose=0, callbacks=[callback], **kwargs)
+    return [{k: float(v) for k, v in x.items()} for x in seen], [
+        v.numpy() for v in model.trainable_variables
+    ]
+
+
+@pytest.mark.parametrize(
+    ("per_execution", "end"), [(1, False), (1, True), (2, False), (2, True), (4, True)]
+)
+def test_logs_are_those_of_each_call_as_without(
+    strategy, gpus, loops, monkeypatch, per_execution, end
+):
+    """Read after the whole epoch: later steps leave them as they were. 4 ends in a call."""
+    steps = {} if end else {"steps_per_epoch": BATCHES}
+    kept = trained(strategy, batches(end), per_execution, **steps)
+    monkeypatch.setattr(executions, "KeptLogs", lambda device: None)
+    returned = trained(strategy, batches(end), per_execution, **steps)
+    assert len(kept[0]) == -(-BATCHES // per_execution)
+    assert kept[0] == returned[0]
+    assert len({x["loss"] for x in kept[0]}) == len(kept[0])
+    for a, b in zip(kept[1], returned[1], strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def transfers(strategy, per_execution):
+    """Tensors, or waits, that pass from one device to another in a call of `fit`."""
+    model = made(strategy, per_execution)
+    data = distribution.placed_ahead(strategy, batches(), per_execution)
+    context.enable_run_metadata()
+    try:
+        model.fit(data, steps_per_epoch=per_execution, shuffle=False, verbose=0)
+        graphs = context.export_run_metadata().function_graphs
+    finally:
+        context.disable_run_metadata()
+    parts = [
+        collections.Counter(node.op for node in part.node)
+        for g in graphs
+        for part in g.partition_graphs
+    ]
+    of_step = [ops for ops in parts if any("MatMul" in op for op in ops)]
+    assert len(of_step) == 2
+    return sum(count for ops in of_step for op, count in ops.items() if "Send" in op)
+
+
+@pytest.mark.parametrize("per_execution", [1, 3])
+def test_no_device_tells_another_that_it_is_done(strategy, gpus, loops, monkeypatch, per_execution):
+    assert transfers(strategy, per_execution) == 0
+    monkeypatch.setattr(executions, "KeptLogs", lambda device: None)
+    assert transfers(strategy, per_execution) == 1
