@@ -52,7 +52,8 @@ def run_python(*words, replicas=2):
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_XDIST_")}
     environment[IN_CHILD] = str(replicas)
     if DEVICE == "GPU":
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, range(replicas)))
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5,6,7").split(",")
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(visible[:replicas])
     return fresh.run(*words, env=environment, timeout=TIMEOUT)
 
 
