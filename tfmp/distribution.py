@@ -5,6 +5,7 @@ plain ones: inside it every Keras variable is the replica's own copy and no stra
 So one replica's forward pass, or update, can be traced and compiled like that of a single device.
 """
 
+import concurrent.futures
 import contextlib
 import contextvars
 import os
@@ -226,6 +227,24 @@ def on_replica(strategy, index, variables, optimizers=()):
             variable._value = value
         for optimizer, former in zip(optimizers, strategies, strict=True):
             vars(optimizer)["_distribution_strategy"] = former
+
+
+def variable_on(device: str, shape: tuple, dtype: tf.DType) -> tf.Variable:
+    """A variable of zeros that one device has, also in a strategy's scope or a function's trace.
+
+    Args:
+        device: The device's name.
+        shape: The variable's shape.
+        dtype: Its dtype.
+    """
+
+    def make():
+        with tf.device(device):
+            return tf.Variable(tf.zeros(shape, dtype), trainable=False)
+
+    # Neither scope nor trace reaches into another thread; there is no other public way out.
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        return thread.submit(make).result()
 
 
 def replica_index() -> int | tf.Tensor:

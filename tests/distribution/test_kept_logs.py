@@ -72,7 +72,8 @@ def trained(strategy, data, per_execution, **kwargs):
     callback = keras.callbacks.LambdaCallback(
         on_train_batch_end=lambda batch, logs: seen.append(dict(logs))
     )
-    model.fit(data, shuffle=False, verbose=0, callbacks=[callback], **kwargs)
+    with strategy.scope():  # (where `keep` must not make a variable of each replica)
+        model.fit(data, shuffle=False, verbose=0, callbacks=[callback], **kwargs)
     return [{k: float(v) for k, v in x.items()} for x in seen], [
         v.numpy() for v in model.trainable_variables
     ]
@@ -102,7 +103,8 @@ def transfers(strategy, per_execution):
     data = distribution.placed_ahead(strategy, batches(), per_execution)
     context.enable_run_metadata()
     try:
-        model.fit(data, steps_per_epoch=per_execution, shuffle=False, verbose=0)
+        with strategy.scope():
+            model.fit(data, steps_per_epoch=per_execution, shuffle=False, verbose=0)
         graphs = context.export_run_metadata().function_graphs
     finally:
         context.disable_run_metadata()

@@ -12,6 +12,8 @@ import weakref
 import keras
 import tensorflow as tf
 
+from tfmp import distribution
+
 # Datasets that hand on what they get, and don't know how much that is.
 COPYING = ("_CopyToDeviceDataset", "_PrefetchDataset", "_OptionsDataset")
 
@@ -35,8 +37,7 @@ class KeptLogs:
         """For the inside of a function: keeps a dict of tensors of known shapes; returns none."""
         for name, x in logs.items():
             if name not in self._variables:
-                with tf.init_scope(), tf.device(self._device):
-                    self._variables[name] = tf.Variable(tf.zeros(x.shape, x.dtype), trainable=False)
+                self._variables[name] = distribution.variable_on(self._device, x.shape, x.dtype)
             self._variables[name].assign(x)
         return {}
 
@@ -86,8 +87,7 @@ def of_iterator(model, step, explaining_errors, several=None, kept=None):
 
     # Counts the steps of an execution that ran before the data ended. (A loop over
     # `get_next_as_optional`, as in Keras, fails for distributed iterators.)
-    with tf.init_scope(), tf.device("/CPU:0"):
-        done = tf.Variable(0, dtype=tf.int64, trainable=False)
+    done = distribution.variable_on("/CPU:0", (), tf.int64)
 
     def next_step(iterator):
         data = iterator.get_next()
