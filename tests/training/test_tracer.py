@@ -172,6 +172,23 @@ def test_the_layer_and_the_step_are_named(
     assert f"step {BAD} overflowed in the {direction} pass, first in layer {layer}" in said
 
 
+@pytest.mark.parametrize("build", [functional, OwnStep])
+def test_an_overflow_that_half_the_scale_would_mend_is_found_too(build, tmp_path):
+    """As those are that a growing scale brings; when the step is run again, it is half already."""
+
+    def skipped(scale, *callbacks):
+        model = make(build, layers.Identity, jit_compile=False)
+        model.optimizer.initial_scale = scale
+        trained(model, INPUTS, *callbacks)
+        return int(model.optimizer.skipped_steps.numpy())
+
+    scale = next(2.0**k for k in range(12, 24) if skipped(2.0**k))
+    assert skipped(scale, tfmp.Tracer(tmp_path, every=2)) == 1
+    (found,) = written(tmp_path)["overflows"]
+    assert (found["loss_scale"], found["direction"]) == (scale, "backward")
+    assert found["layer"]
+
+
 @pytest.mark.parametrize("accelerate", [{}, {"microbatches": 2, "jit_compile": False}])
 def test_the_training_is_the_same(accelerate, tmp_path):
     found = []

@@ -44,7 +44,8 @@ def state_variables(model):
     """
     optimizers = loss_scale.optimizers_of(model)
     optimizers += [loss_scale.inner(x) for x in optimizers]
-    found = [*model.variables, *(v for x in optimizers for v in x.variables if not v.shape)]
+    scalars = [v for x in optimizers for v in x.variables if len(v.shape) == 0]
+    found = [*model.variables, *scalars]
     return list({id(v): v for v in found}.values())
 
 

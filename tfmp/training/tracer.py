@@ -231,7 +231,9 @@ class Tracer(keras.callbacks.Callback):
             self.trace.add_overflow(found | {"error": str(error)})
             return
         if fault is None:
-            self._say(f"step {step.number} overflowed, which without XLA it doesn't")
+            self._say(
+                f"step {step.number} overflowed, which it doesn't where it is run layer by layer"
+            )
             self.trace.add_overflow(found)
             return
         where = f"layer {fault.layer}" if fault.layer else "no layer"
