@@ -108,7 +108,7 @@ def first_replica(strategy: tf.distribute.Strategy) -> int:
 def placed_ahead(
     strategy: tf.distribute.Strategy, batches: tf.data.Dataset, count: int
 ) -> tf.data.Dataset | tf.distribute.DistributedDataset:
-    """Batches for the replicas of one process, so many of which wait on each device.
+    """Batches for the replicas of one process, which wait on each device: a call's, and one more.
 
     Args:
         strategy: The strategy that trains.
@@ -118,7 +118,7 @@ def placed_ahead(
     # A TPU's program takes its batches as it goes.
     if strategy.num_replicas_in_sync == 1 or is_tpu(strategy):
         return batches
-    options = tf.distribute.InputOptions(experimental_per_replica_buffer_size=count)
+    options = tf.distribute.InputOptions(experimental_per_replica_buffer_size=count + 1)
     return strategy.experimental_distribute_dataset(batches, options)
 
 

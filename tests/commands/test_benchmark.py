@@ -399,7 +399,7 @@ def test_several_replicas_get_labels_that_tensorflow_does_not_keep_on_the_host(p
     strategy = types.SimpleNamespace(
         num_replicas_in_sync=2,
         scope=contextlib.nullcontext,
-        experimental_distribute_dataset=lambda dataset: dataset,
+        experimental_distribute_dataset=lambda dataset, options: dataset,
     )
     batches = prepared[1].train(8, seed=0)
     for source in ("device", "host"):

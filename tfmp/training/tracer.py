@@ -59,9 +59,9 @@ class Tracer(keras.callbacks.Callback):
     For a model that `tfmp.accelerate` was called on. Every so many steps it runs, in place of the
     step, one that computes the same and returns, too, the largest magnitude of each layer's output
     and figures of each weight's gradient. When the loss scale skips a step, the step is run once
-    more without XLA, layer by layer, with its own batch, weights and seeds; a line says which layer
-    was the first to become infinite or NaN, forward or backward. A line warns, once a layer,
-    when the headroom of a float16 output shrinks towards zero.
+    more without XLA, layer by layer, with its own batch, weights, seeds and loss scale; a line says
+    which layer was the first to become infinite or NaN, forward or backward. A line warns, once a
+    layer, when the headroom of a float16 output shrinks towards zero.
 
     After each epoch it writes `precision_trace.json`, and at the end of `fit`, too,
     `precision_trace.png`: loss scale, skipped steps, gradient norm, headroom by layer.
