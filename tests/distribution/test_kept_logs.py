@@ -65,7 +65,7 @@ def made(strategy, per_execution):
     return tfmp.accelerate(model, jit_compile=False)
 
 
-def trained(strategy, data, per_execution, **kwargs):
+def trained(strategy, data, per_execution, callbacks=(), **kwargs):
     """(Logs of each step, weights) of an epoch."""
     model = made(strategy, per_execution)
     seen = []
@@ -73,7 +73,7 @@ def trained(strategy, data, per_execution, **kwargs):
         on_train_batch_end=lambda batch, logs: seen.append(dict(logs))
     )
     with strategy.scope():  # (where `keep` must not make a variable of each replica)
-        model.fit(data, shuffle=False, verbose=0, callbacks=[callback], **kwargs)
+        model.fit(data, shuffle=False, verbose=0, callbacks=[callback, *callbacks], **kwargs)
     return [{k: float(v) for k, v in x.items()} for x in seen], [
         v.numpy() for v in model.trainable_variables
     ]
@@ -94,6 +94,18 @@ def test_logs_are_those_of_each_call_as_without(
     assert kept[0] == returned[0]
     assert len({x["loss"] for x in kept[0]}) == len(kept[0])
     for a, b in zip(kept[1], returned[1], strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("per_execution", [1, 2])
+def test_a_tracer_changes_none(strategy, gpus, loops, tmp_path, per_execution):
+    steps = {"steps_per_epoch": BATCHES}
+    alone = trained(strategy, batches(), per_execution, **steps)
+    tracer = tfmp.Tracer(tmp_path, every=2)
+    followed = trained(strategy, batches(), per_execution, [tracer], **steps)
+    assert alone[0] == followed[0]
+    assert tracer.trace.steps
+    for a, b in zip(alone[1], followed[1], strict=True):
         np.testing.assert_array_equal(a, b)
 
 

@@ -13,6 +13,8 @@ between them, for which the host waits.
 
 import contextlib
 import copy
+import functools
+import itertools
 
 import keras
 import tensorflow as tf
@@ -23,9 +25,6 @@ from tfmp.training import executions, fused, remat
 from tfmp.training.explain import explaining_errors
 from tfmp.training.layer_maxima import ACTIVATIONS, Maxima
 from tfmp.training.replica import ReplicaSteps
-
-# Key of the batch that a followed step returns beside its logs.
-BATCH = "tfmp/batch"
 
 
 def accelerate(model, *, jit_compile=True, fused_layers=None, microbatches=1, remat=False):
@@ -226,28 +225,31 @@ class Engine:
     # --- what a tracer follows
 
     def _train_function(self):
-        """The step as it is; or, for a tracer, the same with its batch, traced when that asks."""
+        """The step as it is; or, for a tracer, of batches that it is shown, traced when it asks."""
         step, several = self._train_step(self.steps)
         kept = None
         if self._sums_within_xla():
             kept = executions.KeptLogs(distribution.devices(self.model.distribute_strategy)[0])
         plain = self._of_iterator(step, several, kept)
-        others = {}
-
-        def traced(steps):
-            self.maxima = steps.maxima = Maxima(self.model)
-            return self._train_step(steps)[0]
+        traced = functools.cache(lambda: self._of_iterator(self._traced_step()))
 
         def function(iterator):
             if self.tracer is None:
                 return plain(iterator)
             due = self.tracer.before_step()
-            if due not in others:
-                followed = traced(copy.copy(self.steps)) if due else step
-                others[due] = self._of_iterator(_with_batch(followed))
-            return self.tracer.after_step(others[due](iterator))
+            batches = itertools.islice(iterator, self.model.steps_per_execution)
+            batches = [keras.tree.map_structure(executions.without_optionals, x) for x in batches]
+            if not batches:
+                raise StopIteration
+            logs = (traced() if due else plain)(iter(batches))
+            return self.tracer.after_step(logs, batches[-1])
 
         return function
+
+    def _traced_step(self):
+        steps = copy.copy(self.steps)
+        self.maxima = steps.maxima = Maxima(self.model)
+        return self._train_step(steps)[0]
 
     # --- steps of a global batch
 
@@ -350,7 +352,3 @@ def _spec(x):
 def local(strategy, data, index=0):
     """A replica's part of a batch; the only one's."""
     return keras.tree.map_structure(lambda x: strategy.experimental_local_results(x)[index], data)
-
-
-def _with_batch(step):
-    return lambda data: step(data) | {BATCH: data}

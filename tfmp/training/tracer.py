@@ -15,7 +15,7 @@ import tensorflow as tf
 from tfmp import distribution, loss_scale
 from tfmp.errors import UserError
 from tfmp.training import layer_maxima, trace_files
-from tfmp.training.accelerate import BATCH, engine_of, local
+from tfmp.training.accelerate import engine_of, local
 from tfmp.training.rerun import packed, rerun, state_variables, unpacked
 
 # A layer is warned about below so many bits of headroom, or where a line through its last WINDOW
@@ -164,12 +164,12 @@ class Tracer(keras.callbacks.Callback):
         self._steps.append(_Step(number, state, counters))
         return self._calls % self.every == 0
 
-    def after_step(self, logs):
-        """Keeps what a step returned beside its logs, and returns these."""
+    def after_step(self, logs, batch):
+        """Keeps a call's last batch and what the step returned beside its logs; returns these."""
         step = self._steps[-1]
         self._calls += 1
         self._step = step.number
-        step.data = logs.pop(BATCH, ())
+        step.data = batch
         keys = [k for k in (layer_maxima.ACTIVATIONS, layer_maxima.GRADIENTS) if k in logs]
         if measured := [logs.pop(key) for key in keys]:
             step.measured = self._pool.submit(lambda: [x.numpy() for x in measured])
