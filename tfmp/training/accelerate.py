@@ -237,8 +237,8 @@ class Engine:
             if self.tracer is None:
                 return plain(iterator)
             due = self.tracer.before_step()
-            batches = itertools.islice(iterator, self.model.steps_per_execution)
-            batches = [keras.tree.map_structure(executions.without_optionals, x) for x in batches]
+            given = itertools.islice(iterator, self.model.steps_per_execution)
+            batches = [keras.tree.map_structure(executions.without_optionals, x) for x in given]
             if not batches:
                 raise StopIteration
             logs = (traced() if due else plain)(iter(batches))
