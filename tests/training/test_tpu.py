@@ -15,11 +15,16 @@ def test_float16_becomes_bfloat16_and_other_policies_stay():
 
 
 @pytest.mark.parametrize(
-    ("save_every", "epoch_steps", "expected"),
-    [(0, 5004, 36), (1000, 5000, 100), (30, 100, 10), (0, 7, 7)],
+    ("asked", "save_every", "epoch_steps", "expected"),
+    [
+        *[(None, 0, 5004, 36), (None, 1000, 5000, 100), (None, 30, 100, 10), (None, 0, 7, 7)],
+        *[(5, 0, 20, 5), (1, 0, 20, 1)],
+    ],
 )
-def test_steps_of_a_call_divide_an_epoch_and_what_is_saved(save_every, epoch_steps, expected):
-    config = resnet.Config(save_every_steps=save_every)
+def test_steps_of_a_call_divide_an_epoch_and_what_is_saved(
+    asked, save_every, epoch_steps, expected
+):
+    config = resnet.Config(steps_per_execution=asked, save_every_steps=save_every)
     assert tpu.steps_per_execution(config, epoch_steps) == expected
 
 

@@ -237,12 +237,12 @@ class Engine:
             if self.tracer is None:
                 return plain(iterator)
             due = self.tracer.before_step()
-            given = itertools.islice(iterator, self.model.steps_per_execution)
-            batches = [keras.tree.map_structure(executions.without_optionals, x) for x in given]
+            batches = list(itertools.islice(iterator, self.model.steps_per_execution))
             if not batches:
                 raise StopIteration
             logs = (traced() if due else plain)(iter(batches))
-            return self.tracer.after_step(logs, batches[-1])
+            last = keras.tree.map_structure(executions.without_optionals, batches[-1])
+            return self.tracer.after_step(logs, last)
 
         return function
 

@@ -52,14 +52,14 @@ def compiled(started, config, learned, epoch_steps):
         learned: A `Learner`.
         epoch_steps: Training steps of an epoch.
     """
-    on_tpu = distribution.is_tpu(started.strategy)
-    default = tpu.steps_per_execution(config, epoch_steps) if on_tpu else 1
     learner.compile_learner(
         learned,
         optimizers.build(config, learned.model, epoch_steps),
         jit_compile=started.jit_compile,
         fused_layers=started.fused_layers,
-        steps_per_execution=config.steps_per_execution or default,
+        steps_per_execution=tpu.steps_per_execution(config, epoch_steps)
+        if distribution.is_tpu(started.strategy)
+        else config.steps_per_execution or 1,
         microbatches=config.gradient_accumulation_steps,
         remat=config.remat,
     )

@@ -30,7 +30,7 @@ def policy(resolved):
 
 
 def steps_per_execution(config, epoch_steps):
-    """Training steps of a call, many.
+    """Training steps of a call: as asked for, or where nothing is, many.
 
     Args:
         config: A `tfmp.training.TrainingConfig`.
@@ -39,7 +39,7 @@ def steps_per_execution(config, epoch_steps):
     Returns:
         The largest divisor of `epoch_steps` and `save_every_steps` up to STEPS_PER_EXECUTION.
     """
-    return next(
+    return config.steps_per_execution or next(
         n
         for n in range(STEPS_PER_EXECUTION, 0, -1)
         if epoch_steps % n == 0 and config.save_every_steps % n == 0
