@@ -22,6 +22,10 @@ STRATEGIES = ("auto", "none", "mirrored", "multi_worker", "tpu")
 
 _index = contextvars.ContextVar("replica_index", default=None)
 
+# Keys of the groups of devices that add up within programs; strategies' own count from 1.
+_FIRST_GROUP = 2**20
+_groups: dict[tuple[str, ...], int] = {}
+
 
 def resolve(name: str, start_timeout: float = 300.0) -> tf.distribute.Strategy:
     """The strategy of a name.
@@ -268,8 +272,32 @@ def replica_sum(x: tf.Tensor) -> tf.Tensor:
     return context.all_reduce(tf.distribute.ReduceOp.SUM, x)
 
 
+def sum_within_xla(strategy: tf.distribute.Strategy, x: tf.Tensor) -> tf.Tensor:
+    """The sum over all replicas, by NCCL, as a part of each replica's XLA program.
+
+    As `replica_sum`, but all that the program takes lies on its device. A strategy's own sum takes
+    a number from the host at each call, its instance key, which XLA doesn't look at; TensorFlow
+    copies it when the GPU has done all that it has been given, and starts the program behind that.
+
+    Args:
+        strategy: One of which `sums_within_xla` is true.
+        x: A replica's part; of one shape on all of them.
+    """
+    members = devices(strategy)
+    group = _groups.setdefault(members, _FIRST_GROUP + len(_groups))
+    return tf.raw_ops.CollectiveReduceV2(
+        input=x,
+        group_size=len(members),
+        group_key=group,
+        instance_key=group,
+        ordering_token=[],
+        merge_op="Add",
+        final_op="Id",
+    )
+
+
 def sums_within_xla(strategy: tf.distribute.Strategy) -> bool:
-    """Whether `replica_sum` can be a part of an XLA program, by NCCL.
+    """Whether the sum over the replicas can be a part of an XLA program, by NCCL.
 
     So it is under a MirroredStrategy whose replicas have GPUs of their own, unless it was made
     with other `cross_device_ops`, which TensorFlow would ignore there. For CPUs TensorFlow

@@ -21,10 +21,11 @@ import tensorflow as tf
 
 HERE = pathlib.Path(__file__).parent
 IN_CHILD = "TFMP_TEST_REPLICAS"
-DEVICE = os.environ.get("TFMP_TEST_DEVICE", "CPU")
-TIMEOUT = 240 if DEVICE == "CPU" else 400  # seconds; for GPUs XLA compiles longer
 
-sys.path.insert(0, str(HERE))  # for helpers.py
+sys.path.insert(0, str(HERE))
+from helpers import DEVICE  # noqa: E402
+
+TIMEOUT = 240 if DEVICE == "CPU" else 400  # seconds; for GPUs XLA compiles longer
 
 
 def pytest_configure(config):
@@ -54,6 +55,7 @@ def run_python(*words, replicas=2):
     if DEVICE == "GPU":
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5,6,7").split(",")
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(visible[:replicas])
+        environment["TF_DETERMINISTIC_OPS"] = "1"  # for what is compared to the bit
     return fresh.run(*words, env=environment, timeout=TIMEOUT)
 
 

@@ -1,11 +1,14 @@
 """A small model with all kinds of state, and its variables as every replica has them."""
 
+import os
+
 import keras
 import numpy as np
 import tensorflow as tf
 
 from tfmp import distribution, loss_scale, policies
 
+DEVICE = os.environ.get("TFMP_TEST_DEVICE", "CPU")  # what the replicas are
 NONE = tf.distribute.get_strategy()
 # What an overflow changes.
 COUNTERS = (

@@ -1,7 +1,7 @@
 """What several GPUs do whose whole step XLA compiles: nothing that the host would wait for.
 
-Two CPUs play them. They can't add up within a program, so both get the same examples, and the sum
-is twice what each has.
+Two CPUs play them, whose steps XLA doesn't compile. In its loops they can't add up, so there both
+get the same examples, and the sum is twice what each has.
 """
 
 import collections
@@ -12,14 +12,17 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import build, images, make
+from helpers import DEVICE, build, images, make
 from tensorflow.python.eager import context  # no public way to a function's parts
 
 import tfmp
 from tfmp import distribution
 from tfmp.training import executions
 
-pytestmark = pytest.mark.replicas(2)
+pytestmark = [
+    pytest.mark.replicas(2),
+    pytest.mark.skipif(DEVICE == "GPU", reason="CPUs play GPUs"),
+]
 
 engine = importlib.import_module("tfmp.training.accelerate")
 BATCHES = 6
@@ -28,13 +31,13 @@ BATCHES = 6
 @pytest.fixture
 def gpus(monkeypatch):
     monkeypatch.setattr(engine.Engine, "_sums_within_xla", lambda self: True)
-    monkeypatch.setattr(distribution, "replica_sum", lambda x: 2 * x)
 
 
 @pytest.fixture
 def loops(monkeypatch):
     """XLA's loops, by functions that it doesn't compile."""
     monkeypatch.setattr(executions, "loops_are_fast", lambda: True)
+    monkeypatch.setattr(distribution, "sum_within_xla", lambda strategy, x: 2 * x)
     made = engine.Engine.make_train_function
 
     def make_train_function(self, force=False):
@@ -135,3 +138,17 @@ def test_no_device_tells_another_that_it_is_done(strategy, gpus, loops, monkeypa
     assert transfers(strategy, per_execution) == 0
     monkeypatch.setattr(executions, "KeptLogs", lambda device: None)
     assert transfers(strategy, per_execution) == 1
+
+
+def test_the_sum_within_a_program_brings_nothing_from_the_host(strategy, gpus):
+    assert transfers(strategy, 1) == 0
+
+
+def test_the_sum_within_a_program_is_the_strategys(strategy, monkeypatch):
+    x, y = images(4 * BATCHES)  # other ones for each replica
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(4)
+    own = trained(strategy, data, 1)
+    monkeypatch.setattr(engine.Engine, "_sums_within_xla", lambda self: True)
+    within = trained(strategy, data, 1)
+    for a, b in zip(own[1], within[1], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)

@@ -275,7 +275,8 @@ class Engine:
         native = not uses_xla(self.model)
         forward = [steps.forward_backward(index, native) for index in indices]
         commit = [steps.commit(index) for index in indices]
-        whole = steps.replicas == 1 or self._sums_within_xla()
+        sums_within_xla = self._sums_within_xla()
+        whole = steps.replicas == 1 or sums_within_xla
         if not whole:
             forward = [executions.after_inputs(f) if native else self._compiled(f) for f in forward]
             commit = [self._compiled(function) for function in commit]
@@ -283,7 +284,10 @@ class Engine:
         def replica_step(index):
             def step(data):
                 vector, kept, measured = forward[index](data)
-                if steps.replicas > 1:
+                if sums_within_xla:
+                    strategy = self.model.distribute_strategy
+                    vector = distribution.sum_within_xla(strategy, vector)
+                elif steps.replicas > 1:
                     vector = distribution.replica_sum(vector)
                 return commit[index](vector, kept) | measured
 

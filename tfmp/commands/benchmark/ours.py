@@ -1,6 +1,7 @@
 """The child process that times a recipe: one JSON spec as its argument, one JSON line out."""
 
 import dataclasses
+import functools
 import importlib
 import itertools
 import json
@@ -148,8 +149,10 @@ def all_reduce_ms(classifier, repeats=20):
         return None
     size = sum(math.prod(v.shape) for v in classifier.trainable_variables)
     # As the training step does.
-    in_xla = distribution.sums_within_xla(strategy)
-    total = tf.function(distribution.replica_sum, jit_compile=in_xla, autograph=False)
+    total = distribution.replica_sum
+    if distribution.sums_within_xla(strategy):
+        within = functools.partial(distribution.sum_within_xla, strategy)
+        total = tf.function(within, jit_compile=True, autograph=False)
     run = tf.function(lambda x: strategy.run(total, args=(x,)), autograph=False)
     values = strategy.run(lambda: tf.zeros([size]))
 
