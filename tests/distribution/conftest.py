@@ -23,7 +23,7 @@ HERE = pathlib.Path(__file__).parent
 IN_CHILD = "TFMP_TEST_REPLICAS"
 
 sys.path.insert(0, str(HERE))
-from helpers import DEVICE  # noqa: E402
+from helpers import DEVICE, start  # noqa: E402
 
 TIMEOUT = 240 if DEVICE == "CPU" else 400  # seconds; for GPUs XLA compiles longer
 
@@ -34,10 +34,7 @@ def pytest_configure(config):
 
 
 if IN_CHILD in os.environ:
-    tf.config.set_logical_device_configuration(
-        tf.config.list_physical_devices("CPU")[0],
-        [tf.config.LogicalDeviceConfiguration()] * int(os.environ[IN_CHILD]),
-    )
+    start(int(os.environ[IN_CHILD]))
 
 
 @pytest.fixture(scope="session")
@@ -55,7 +52,6 @@ def run_python(*words, replicas=2):
     if DEVICE == "GPU":
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5,6,7").split(",")
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(visible[:replicas])
-        environment["TF_DETERMINISTIC_OPS"] = "1"  # for what is compared to the bit
     return fresh.run(*words, env=environment, timeout=TIMEOUT)
 
 

@@ -177,10 +177,9 @@ def train(model, weights):
 
 if __name__ == "__main__":
     if replicas := int(os.environ.get("TFMP_TEST_REPLICAS", 0)):
-        tf.config.set_logical_device_configuration(
-            tf.config.list_physical_devices("CPU")[0],
-            [tf.config.LogicalDeviceConfiguration()] * replicas,
-        )
+        from helpers import start
+
+        start(replicas)
     tf.config.experimental.enable_tensor_float_32_execution(False)
     warnings.simplefilter("error")
     # As in pyproject.toml.

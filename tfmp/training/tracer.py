@@ -23,10 +23,10 @@ from tfmp.training.rerun import packed, rerun, state_variables, unpacked
 LEAST_HEADROOM = 2.0
 WINDOW = 8
 
-# Steps that may be with the device while the next one is prepared. Numbers are fetched behind all
-# that the device has been given by then: those from before a step come when that step has ended.
-# So with one, the device would wait for the host in each step.
-IN_FLIGHT = 2
+# Steps that may be with the device while the next one is prepared. The host is ahead of a GPU by
+# four or five steps where nothing holds it, and numbers are fetched behind all that the device has
+# been given by then: with two steps in flight a GPU waited for 5 % of its time, with six for none.
+IN_FLIGHT = 6
 
 # Reruns in one `fit`: each takes as long as a few steps that XLA doesn't compile.
 MOST_RERUNS = 20
@@ -71,9 +71,9 @@ class Tracer(keras.callbacks.Callback):
       the scaled loss, and of the loss as it is. `zeros` has those that are zero already, as what
       float16 has flushed in the backward pass.
 
-    It keeps the weights and the batches of up to four steps on the device, and waits for no step
-    but the third before the next. With `steps_per_execution` above 1 it can't run a step once more,
-    and of the steps in one call it shows the last.
+    It keeps the weights and the batches of up to eight steps on the device, and waits for no step
+    but the seventh before the next. With `steps_per_execution` above 1 it can't run a step once
+    more, and of the steps in one call it shows the last.
 
     Args:
         folder: Folder for the two files.
