@@ -36,7 +36,6 @@ MODELS = {
 LINKS = {"NVLink 4": 450.0, "PCIe 5.0 x16": 63.0, "100 Gb/s": 12.5, "25 Gb/s": 3.125}
 NETWORKS = ("100 Gb/s", "25 Gb/s")
 PER_MACHINE = 8
-HOST_MS = 42.65 - 40.18 - 0.55  # a step of four GPUs, ten a call; of one; NCCL: see the page
 
 
 def ring_ms(megabytes, gigabytes_s, members):
@@ -52,10 +51,9 @@ def sum_ms(megabytes, link, gpus):
     return within + ring_ms(megabytes, LINKS[link], gpus // PER_MACHINE)
 
 
-def efficiency(model, link, gpus, bytes_each=4, host_ms=0.0):
+def efficiency(model, link, gpus, bytes_each=4):
     """Speed of a GPU among so many as a share of that of one alone; the sum overlaps nothing."""
-    total = model.step_ms + sum_ms(model.megabytes(bytes_each), link, gpus) + host_ms
-    return model.step_ms / total
+    return model.step_ms / (model.step_ms + sum_ms(model.megabytes(bytes_each), link, gpus))
 
 
 def float16_error(replicas, seed=0, size=100_000):
@@ -93,20 +91,12 @@ def tables():
         )
         for name, model in MODELS.items()
     ]
-    now = [
-        (
-            name,
-            *(f"{efficiency(model, link, n, host_ms=HOST_MS):.2f}" for link, n in places),
-        )
-        for name, model in MODELS.items()
-    ]
     heads = [f"{gpus:,} GPUs, {link}" for link, gpus in places]
     errors = [(f"{n:,}", f"{float16_error(n):.4f}") for n in (8, 64, 1024)]
     return {
         "bytes": table(("a GPU computes", "parameters", "MB", "MB in float16"), bytes_rows),
         "sums": table(("ms of a sum over 8", *LINKS), sums),
         "shares": table(("float32, float16", *heads), shares),
-        "now": table(("float32, ten steps a call", *heads), now),
         "errors": table(("replicas", "relative error of the sum"), errors),
     }
 

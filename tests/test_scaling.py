@@ -28,8 +28,8 @@ def test_by_hand():
     within, between = 2 * 7 / 8 * 102 / 450, 2 * 7 / 8 * 102 / 12.5
     assert sum_ms(102, "100 Gb/s", 64) == pytest.approx(within + between)
     model = SCALING["Model"](25_000_000, 0, 100.0)
-    share = SCALING["efficiency"](model, "NVLink 4", 2, host_ms=10)
-    assert share == pytest.approx(100 / (100 + 100 / 450 + 10))
+    share = SCALING["efficiency"](model, "NVLink 4", 2)
+    assert share == pytest.approx(100 / (100 + 100 / 450))
 
 
 def test_the_model_s_numbers_are_those_of_the_model():
