@@ -264,7 +264,8 @@ def hold_out(labels: np.ndarray, keys: np.ndarray, fraction: float) -> tuple:
 def to_device(dataset: tf.data.Dataset) -> tf.data.Dataset:
     """Copies batches ahead to the GPU where there is exactly one and no strategy is in scope.
 
-    It has to be the last transformation. A `tf.distribute` strategy places the batches itself.
+    It has to be the last transformation. A `tf.distribute` strategy places the batches itself, for
+    GPUs from page-locked memory (see `pinned`).
     Integers of 32 bits become int64: TensorFlow keeps int32 on the host, and a GPU would wait
     for them in every step.
     """
@@ -275,9 +276,10 @@ def to_device(dataset: tf.data.Dataset) -> tf.data.Dataset:
         )
 
     dataset = dataset.map(widened, num_parallel_calls=2, deterministic=True)
-    if tf.distribute.has_strategy() or len(tf.config.list_logical_devices("GPU")) != 1:
-        return dataset.prefetch(tf.data.AUTOTUNE)
-    dataset = pinned(dataset).prefetch(tf.data.AUTOTUNE)
+    gpus = len(tf.config.list_logical_devices("GPU"))
+    dataset = (pinned(dataset) if gpus else dataset).prefetch(tf.data.AUTOTUNE)
+    if tf.distribute.has_strategy() or gpus != 1:
+        return dataset
     return dataset.apply(tf.data.experimental.prefetch_to_device("/GPU:0", buffer_size=2))
 
 
