@@ -4,8 +4,10 @@ One replica: the whole step is one XLA program, as with Keras' `jit_compile=True
 skipped step has changed is put back.
 
 Several replicas: gradients and changes of statistics, weighted by the replica's share of the
-batch, are summed over the replicas as one vector. Each replica applies the sums to its copies of
-the variables: the same numbers on all, so the same verdict and the same weights. On GPUs of their
+batch, are summed over the replicas as one vector. (As one, since each replica's program is compiled
+by itself, and might have several sums in another order than the others.) Each replica applies the
+sums to its copies of the variables: the same numbers on all, so the same verdict and the same
+weights. On GPUs of their
 own all of that is one XLA program a replica, in which NCCL adds up; so the host can run ahead of
 them. Elsewhere there are two, forward and backward pass and the update, with the strategy's sum
 between them, for which the host waits.
