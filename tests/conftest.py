@@ -17,7 +17,7 @@ os.environ["TF_XLA_FLAGS"] = "--tf_xla_persistent_cache_directory="
 import keras
 import pytest
 import tensorflow as tf
-from tensorflow.python.framework.config import disable_op_determinism  # no public one
+from tensorflow.python.framework import config as tf_config  # no public way to turn it off
 
 from tfmp import report
 
@@ -122,11 +122,12 @@ def run_fresh():
 
 @pytest.fixture(autouse=True)
 def global_state():
-    """Restores the global dtype policy."""
-    policy = keras.config.dtype_policy()
+    """Restores the global dtype policy, and operations that are deterministic or not."""
+    policy, deterministic = keras.config.dtype_policy(), tf_config.is_op_determinism_enabled()
     yield
     keras.config.set_dtype_policy(policy)
-    disable_op_determinism()  # a run with --deterministic leaves it on
+    if not deterministic:
+        tf_config.disable_op_determinism()  # a run with --deterministic leaves it on
     # Frozen, else the collector would go through TensorFlow's old graphs again and again.
     gc.collect()
     gc.freeze()
