@@ -120,10 +120,16 @@ def run_fresh():
     return run
 
 
+@pytest.fixture(scope="session", autouse=True)
+def deterministic():
+    """Whether operations were deterministic before all tests."""
+    return tf_config.is_op_determinism_enabled()
+
+
 @pytest.fixture(autouse=True)
-def global_state():
+def global_state(deterministic):
     """Restores the global dtype policy, and operations that are deterministic or not."""
-    policy, deterministic = keras.config.dtype_policy(), tf_config.is_op_determinism_enabled()
+    policy = keras.config.dtype_policy()
     yield
     keras.config.set_dtype_policy(policy)
     if not deterministic:
