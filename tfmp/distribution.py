@@ -272,18 +272,14 @@ def replica_sum(x: tf.Tensor) -> tf.Tensor:
     return context.all_reduce(tf.distribute.ReduceOp.SUM, x)
 
 
-def sum_within_xla(strategy: tf.distribute.Strategy, x: tf.Tensor) -> tf.Tensor:
-    """The sum over all replicas, by NCCL, as a part of each replica's XLA program.
+def sum_within_xla(x: tf.Tensor) -> tf.Tensor:
+    """`replica_sum`, by NCCL as a part of each replica's XLA program; see `sums_within_xla`.
 
-    As `replica_sum`, but all that the program takes lies on its device. A strategy's own sum takes
-    a number from the host at each call, its instance key, which XLA doesn't look at; TensorFlow
-    copies it when the GPU has done all that it has been given, and starts the program behind that.
-
-    Args:
-        strategy: One of which `sums_within_xla` is true.
-        x: A replica's part; of one shape on all of them.
+    All that the program takes lies on its device. A strategy's own sum takes a number from the host
+    at each call, its instance key, which XLA doesn't look at; TensorFlow copies it when the GPU has
+    done all that it has been given, and starts the program behind that.
     """
-    members = devices(strategy)
+    members = devices(tf.distribute.get_replica_context().strategy)
     group = _groups.setdefault(members, _FIRST_GROUP + len(_groups))
     return tf.raw_ops.CollectiveReduceV2(
         input=x,

@@ -7,10 +7,9 @@ Several replicas: gradients and changes of statistics, weighted by the replica's
 batch, are summed over the replicas as one vector. (As one, since each replica's program is compiled
 by itself, and might have several sums in another order than the others.) Each replica applies the
 sums to its copies of the variables: the same numbers on all, so the same verdict and the same
-weights. On GPUs of their
-own all of that is one XLA program a replica, in which NCCL adds up; so the host can run ahead of
-them. Elsewhere there are two, forward and backward pass and the update, with the strategy's sum
-between them, for which the host waits.
+weights. On GPUs of their own all of that is one XLA program a replica, in which NCCL adds up; so
+the host can run ahead of them. Elsewhere there are two, forward and backward pass and the update,
+with the strategy's sum between them, for which the host waits.
 """
 
 import contextlib
@@ -277,8 +276,9 @@ class Engine:
         native = not uses_xla(self.model)
         forward = [steps.forward_backward(index, native) for index in indices]
         commit = [steps.commit(index) for index in indices]
-        sums_within_xla = self._sums_within_xla()
-        whole = steps.replicas == 1 or sums_within_xla
+        within_xla = self._sums_within_xla()
+        add_up = distribution.sum_within_xla if within_xla else distribution.replica_sum
+        whole = steps.replicas == 1 or within_xla
         if not whole:
             forward = [executions.after_inputs(f) if native else self._compiled(f) for f in forward]
             commit = [self._compiled(function) for function in commit]
@@ -286,11 +286,8 @@ class Engine:
         def replica_step(index):
             def step(data):
                 vector, kept, measured = forward[index](data)
-                if sums_within_xla:
-                    strategy = self.model.distribute_strategy
-                    vector = distribution.sum_within_xla(strategy, vector)
-                elif steps.replicas > 1:
-                    vector = distribution.replica_sum(vector)
+                if steps.replicas > 1:
+                    vector = add_up(vector)
                 return commit[index](vector, kept) | measured
 
             return step

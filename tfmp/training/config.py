@@ -143,7 +143,7 @@ class TrainingConfig:
     steps_per_execution: int | None = flag(
         None,
         "Training steps that one call from the host runs, on GPUs as one program, which helps "
-        "where steps are short or GPUs are several; none: 1, on TPUs many.",
+        "where steps are short; none: 1, on TPUs many.",
         group="Training",
     )
     early_stopping: int = flag(

@@ -1,9 +1,9 @@
 """What one call from the host runs: `steps_per_execution` training steps, in turns.
 
 On GPUs, where the data have no end and their shapes are known, those steps are one XLA program, a
-loop over batches that lie on the device: the host's part of a step, which several GPUs that add up
-can't hide, comes once for all of them. Elsewhere the host runs the loop: data that end, or a last
-batch that is smaller, don't fit a program that takes so many batches of one shape.
+loop over batches that lie on the device: the host's part of a step, which short steps can't hide,
+comes once for all of them. Elsewhere the host runs the loop: data that end, or a last batch that is
+smaller, don't fit a program that takes so many batches of one shape.
 """
 
 import itertools

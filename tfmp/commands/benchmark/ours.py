@@ -1,7 +1,6 @@
 """The child process that times a recipe: one JSON spec as its argument, one JSON line out."""
 
 import dataclasses
-import functools
 import importlib
 import itertools
 import json
@@ -149,10 +148,9 @@ def all_reduce_ms(classifier, repeats=20):
         return None
     size = sum(math.prod(v.shape) for v in classifier.trainable_variables)
     # As the training step does.
-    total = distribution.replica_sum
-    if distribution.sums_within_xla(strategy):
-        within = functools.partial(distribution.sum_within_xla, strategy)
-        total = tf.function(within, jit_compile=True, autograph=False)
+    in_xla = distribution.sums_within_xla(strategy)
+    add_up = distribution.sum_within_xla if in_xla else distribution.replica_sum
+    total = tf.function(add_up, jit_compile=in_xla, autograph=False)
     run = tf.function(lambda x: strategy.run(total, args=(x,)), autograph=False)
     values = strategy.run(lambda: tf.zeros([size]))
 
