@@ -4,9 +4,7 @@ import gc
 import html.parser
 import json
 import os
-import pathlib
 import re
-import sys
 
 gc.disable()  # it is a fifth of TensorFlow's import; garbage is collected between tests
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -14,15 +12,13 @@ os.environ["KERAS_BACKEND"] = "tensorflow"
 # No program started by a test keeps what it compiles, unless the test says where.
 os.environ["TF_XLA_FLAGS"] = "--tf_xla_persistent_cache_directory="
 
+import fresh
 import keras
 import pytest
 import tensorflow as tf
 from tensorflow.python.framework import config as tf_config  # no public way to turn it off
 
 from tfmp import report
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))  # for fresh.py
-import fresh
 
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
@@ -120,7 +116,7 @@ def run_fresh():
     return run
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="session")
 def deterministic():
     """Whether operations were deterministic before all tests."""
     return tf_config.is_op_determinism_enabled()

@@ -11,20 +11,16 @@ With TFMP_TEST_DEVICE=GPU in the environment the replicas are GPUs, which NCCL j
 import functools
 import os
 import pathlib
-import sys
 import tempfile
 import xml.etree.ElementTree
 
 import fresh
 import pytest
 import tensorflow as tf
+from helpers import DEVICE, start
 
 HERE = pathlib.Path(__file__).parent
 IN_CHILD = "TFMP_TEST_REPLICAS"
-
-sys.path.insert(0, str(HERE))
-from helpers import DEVICE, start  # noqa: E402
-
 TIMEOUT = 240 if DEVICE == "CPU" else 400  # seconds; for GPUs XLA compiles longer
 
 

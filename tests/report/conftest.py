@@ -1,12 +1,8 @@
 """Folders of results."""
 
 import json
-import pathlib
-import sys
 
 import pytest
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))  # for samples.py
 
 
 @pytest.fixture

@@ -1,15 +1,10 @@
 """A small classifier on the embedded digits, for tests of the training parts."""
 
-import pathlib
-import sys
-
 import keras
 import pytest
 
 from tfmp import data, policies
 from tfmp.training import Classifier, TrainingConfig, compile_learner, optimizers
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))  # for fusing.py
 
 
 @pytest.fixture(scope="session")
