@@ -149,9 +149,28 @@ class Mirrored(tf.distribute.MirroredStrategy):
         return self.stub
 
 
+class Workers(tf.distribute.MultiWorkerMirroredStrategy):
+    """Of two GPUs in each process that are not there."""
+
+    def __init__(self, communication):
+        options = tf.distribute.experimental.CommunicationOptions(implementation=communication)
+        self.stub = types.SimpleNamespace(_communication_options=options)
+
+    @property
+    def extended(self):
+        return self.stub
+
+
+COMMUNICATION = tf.distribute.experimental.CommunicationImplementation
+
+
 @pytest.mark.parametrize(
     ("strategy", "kind", "logical", "expected"),
     [
+        (Workers(COMMUNICATION.NCCL), "GPU", 4, True),  # of two workers
+        (Workers(COMMUNICATION.AUTO), "GPU", 4, True),
+        (Workers(COMMUNICATION.NCCL), "CPU", 0, False),
+        (Workers(COMMUNICATION.RING), "GPU", 4, False),
         (Mirrored(), "GPU", 2, True),
         (Mirrored(), "CPU", 2, False),
         (Mirrored(), "GPU", 4, False),  # two on a card: NCCL refuses

@@ -279,11 +279,12 @@ def sum_within_xla(x: tf.Tensor) -> tf.Tensor:
     at each call, its instance key, which XLA doesn't look at; TensorFlow copies it when the GPU has
     done all that it has been given, and starts the program behind that.
     """
-    members = devices(tf.distribute.get_replica_context().strategy)
-    group = _groups.setdefault(members, _FIRST_GROUP + len(_groups))
+    strategy = tf.distribute.get_replica_context().strategy
+    # The same key in each worker, since all make the same strategies in the same order.
+    group = _groups.setdefault(devices(strategy), _FIRST_GROUP + len(_groups))
     return tf.raw_ops.CollectiveReduceV2(
         input=x,
-        group_size=len(members),
+        group_size=strategy.num_replicas_in_sync,
         group_key=group,
         instance_key=group,
         ordering_token=[],
@@ -295,16 +296,23 @@ def sum_within_xla(x: tf.Tensor) -> tf.Tensor:
 def sums_within_xla(strategy: tf.distribute.Strategy) -> bool:
     """Whether the sum over the replicas can be a part of an XLA program, by NCCL.
 
-    So it is under a MirroredStrategy whose replicas have GPUs of their own, unless it was made
-    with other `cross_device_ops`, which TensorFlow would ignore there. For CPUs TensorFlow
-    refuses to compile it.
+    So it is under a MirroredStrategy or MultiWorkerMirroredStrategy whose replicas have GPUs of
+    their own, unless it was made with other `cross_device_ops`, or told to take the ring, which
+    TensorFlow would ignore there. For CPUs TensorFlow refuses to compile it.
     """
     kinds = {tf.DeviceSpec.from_string(device).device_type for device in devices(strategy)}
-    if kinds != {"GPU"} or not isinstance(strategy, tf.distribute.MirroredStrategy):
+    if kinds != {"GPU"}:
         return False
-    shared = len(tf.config.list_logical_devices("GPU")) > len(tf.config.get_visible_devices("GPU"))
-    extended = strategy.extended
-    return not shared and extended._cross_device_ops is extended._collective_ops
+    if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        asked = strategy.extended._communication_options.implementation
+        able = asked != tf.distribute.experimental.CommunicationImplementation.RING
+        gpus = devices(strategy)  # (the list of all has other workers' too)
+    elif isinstance(strategy, tf.distribute.MirroredStrategy):
+        able = strategy.extended._cross_device_ops is strategy.extended._collective_ops
+        gpus = tf.config.list_logical_devices("GPU")
+    else:
+        return False
+    return able and len(gpus) <= len(tf.config.get_visible_devices("GPU"))
 
 
 def has_synchronized_batch_norm(model: keras.Model) -> bool:
