@@ -121,7 +121,7 @@ class ReplicaSteps:
                     for old, new in zip(before, after, strict=True)
                     if old.dtype.is_floating
                 ]
-                vector = tf.concat([gradients, *self._flat(changes)], 0)
+                parts = [*gradients, *self._flat(changes)]
                 kept = [x for x in after if not x.dtype.is_floating]
                 metrics_after = _select(count > 0, _values(metrics), metrics_before)
                 _assign(metrics, metrics_after)
@@ -130,11 +130,12 @@ class ReplicaSteps:
                 undone = logs_of.with_metrics(self.model, logs, of_metrics)
                 weights = tf.ones_like(count) / self.replicas
                 if several and not native:
-                    vector = tf.where(count > 0, vector * count, tf.zeros_like(vector))
+                    parts = [tf.where(count > 0, x * count, tf.zeros_like(x)) for x in parts]
                     weights = count
                 done, self._logs = logs_of.pack(done, self._dtype())
                 undone, _ = logs_of.pack(undone, self._dtype())
-                vector = tf.concat([vector, [weights], done, undone], 0)
+                # All at once: XLA would copy a part of them that was put together before.
+                vector = tf.concat([*parts, [weights], done, undone], 0)
                 return vector, kept + metrics_after, measured
 
         return forward_backward
@@ -193,7 +194,7 @@ class ReplicaSteps:
         return watches, logs
 
     def _gradients(self, data, weight):
-        """Flat gradients of the scaled loss times `weight`, the logs, and what was measured."""
+        """Gradients of the scaled loss times `weight`, flat, as a list; logs; what was measured."""
         if self.microbatches == 1:
             gradients, logs = self._recorded_step(data, weight)
             return gradients, logs, self._activations()
@@ -202,7 +203,7 @@ class ReplicaSteps:
 
         def add(index, total, most):
             part = keras.tree.map_structure(lambda x: x if x is None else x[index], parts)
-            total += self._recorded_step(part, weight)[0]
+            total += tf.concat(self._recorded_step(part, weight)[0], 0)
             return index + 1, total, tf.nest.map_structure(tf.maximum, most, self._activations())
 
         size = sum(math.prod(v.shape) for v in self.model.trainable_variables)
@@ -214,7 +215,7 @@ class ReplicaSteps:
             maximum_iterations=self.microbatches,
             parallel_iterations=1,
         )
-        return total, {}, most
+        return [total], {}, most
 
     def _split(self, x):
         if x is None:
@@ -245,8 +246,8 @@ class ReplicaSteps:
             tf.zeros(v.shape, v.dtype) if g is None else tf.convert_to_tensor(g)
             for g, v in zip(gradients, self._variables, strict=True)
         ]
-        vector = tf.concat(self._flat(dense), 0)
-        return vector if watch.scaled else vector * tf.cast(weight, vector.dtype), logs
+        flat = self._flat(dense)
+        return flat if watch.scaled else [x * tf.cast(weight, x.dtype) for x in flat], logs
 
     # --- what a traced step measures
 
