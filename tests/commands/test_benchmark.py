@@ -298,6 +298,7 @@ def test_slower_than_the_tolerance_is_status_10(monkeypatch, tmp_path, capsys):
         (["--tolerance=1"], "--tolerance from 0"),
         (["--recipe=none"], "--recipe out of"),
         (["tabular", "--model=mlp"], "on synthetic data"),
+        (["gan", "--dataset=digits", "--model=dcgan"], "a recipe with a --model. Received: gan"),
         (["text_classifier", "--peer=torch"], "images or gpt"),
         (["--model=none"], "--model=none"),
         (["--compare=/no/file.json"], "Can't read --compare=/no/file.json"),
@@ -319,6 +320,11 @@ def test_a_recipe_of_texts_by_its_name_alone():
     config = benchmark.complete(cli.parse(benchmark.Config, ["text_classifier"]))
     assert (config.model, config.image_size) == ("encoder_small", None)
     assert "--dataset=synthetic" in session.flags(config, session._cases(config)[0])
+
+
+def test_a_recipe_without_synthetic_data_on_data_of_its_own():
+    words = ["tabular", "--dataset=breast_cancer"]
+    assert benchmark.complete(cli.parse(benchmark.Config, words)).model == "mlp"
 
 
 def test_verbs(capsys):

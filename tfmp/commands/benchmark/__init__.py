@@ -195,12 +195,15 @@ def complete(config):
     """A `Config` with what the recipe decides of what was left open.
 
     Raises:
-        UserError: No such recipe, one without synthetic data that was given no other, one without
-            images that was given their size, or one that the peer doesn't have.
+        UserError: No such recipe, one of several models, one without synthetic data that was given
+            no other, one without images that was given their size, or one that the peer doesn't
+            have.
     """
     if config.recipe not in recipes.names():
         known = ", ".join(recipes.names())
         raise UserError(f"Expected --recipe out of {known}. Received: {config.recipe}.")
+    if not hasattr(recipes.config_type(config.recipe), "model"):
+        raise UserError(f"Expected a recipe with a --model. Received: {config.recipe}.")
     images = recipes.takes_images(config.recipe)
     if config.image_size and not images:
         raise UserError(
