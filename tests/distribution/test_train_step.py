@@ -1,7 +1,5 @@
 """A `train_step` of one's own on two replicas, and what can't run there: the error says why."""
 
-import math
-
 import keras
 import numpy as np
 import pytest
@@ -10,7 +8,6 @@ from helpers import NONE, assert_close, assert_replicas_agree, build, images, ma
 
 import tfmp
 from tfmp import distribution, errors
-from tfmp.training.accelerate import engine_of
 
 pytestmark = pytest.mark.replicas(2)
 
@@ -65,19 +62,6 @@ def test_it_trains_as_the_standard_one_does(strategy, policy, cls):
     for name, values in logs[0].items():
         np.testing.assert_allclose(values, logs[1][name], rtol=1e-5, err_msg=name)
     assert_replicas_agree(own)
-
-
-def test_all_that_is_summed_is_put_together_once(strategy):
-    """Each further time, a GPU's program copies it."""
-    model = tfmp.accelerate(make(strategy, "mixed_float16"), jit_compile=False)
-    fit(model, epochs=1)
-    x, y = images(4)
-    forward = tf.function(engine_of(model).steps.forward_backward(0), autograph=False)
-    with strategy.scope():
-        operations = forward.get_concrete_function((x, y)).graph.get_operations()
-    size = sum(math.prod(v.shape) for v in model.trainable_variables)
-    made = [op for op in operations if op.type == "ConcatV2"]
-    assert sum(op.outputs[0].shape.num_elements() >= size for op in made) == 1
 
 
 # --- what can't run

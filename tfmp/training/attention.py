@@ -16,11 +16,10 @@ import contextlib
 import keras
 import tensorflow as tf
 from keras.src.ops.nn import DotProductAttention  # it has no public name
-from tensorflow.compiler.tf2xla.ops.gen_xla_ops import xla_optimization_barrier  # no public one
-from tensorflow.python.ops import control_flow_util  # it neither
 
 from tfmp.models import flops
 from tfmp.training import cudnn_attention
+from tfmp.training.barrier import barrier
 from tfmp.training.fused import replaced
 
 
@@ -84,7 +83,7 @@ def attention(queries, keys, values, *, causal, mask=None, size):
             mine = part.of(queries)
             if outputs:
                 # One part after the other, or all of them would need memory at once.
-                mine, outputs[-1] = _barrier([mine, outputs[-1]])
+                mine, outputs[-1] = barrier([mine, outputs[-1]])
             outputs.append(part.attend(mine, keys, values, mask))
 
         def gradients(upstream):
@@ -102,7 +101,7 @@ def _gradients(parts, inputs, upstream, mask):
     sums = [tf.zeros(tf.shape(x), tf.float32) for x in (keys, values)]
     for part in parts:
         # Else XLA would find that this was computed before, and keep that.
-        mine, above, *rest = _barrier(
+        mine, above, *rest = barrier(
             [part.of(queries), part.of(upstream), keys, values, *of_queries[-1:], *sums]
         )
         if of_queries:
@@ -147,11 +146,3 @@ def _along(mask, axis, start, end):
     if mask.shape.rank < -axis or mask.shape[axis] == 1:
         return mask
     return mask[..., start:end, :] if axis == -2 else mask[..., start:end]
-
-
-def _barrier(tensors):
-    """The same tensors, all of them computed before any of them is used."""
-    if control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()):
-        return list(xla_optimization_barrier(tensors))
-    with tf.control_dependencies(tensors):
-        return [tf.identity(x) for x in tensors]

@@ -4,6 +4,8 @@ import math
 
 import tensorflow as tf
 
+from tfmp.training import vector as vectors
+
 
 def flatten(logs):
     """As Keras flattens them: a `train_step` may log all metrics of `compile` as one dict."""
@@ -70,16 +72,7 @@ def size(specs):
 
 def unpack(vector, specs):
     """The dict of logs in a vector of `pack`."""
-    return dict(zip(specs, unflatten(vector, list(specs.values())), strict=True))
-
-
-def unflatten(vector, like):
-    """A vector's parts, as tensors of the shapes and dtypes of others, or of variables."""
-    sizes = [math.prod(x.shape) for x in like]
-    parts = tf.split(vector, sizes) if sizes else []
-    return [
-        tf.cast(tf.reshape(part, x.shape), x.dtype) for part, x in zip(parts, like, strict=True)
-    ]
+    return dict(zip(specs, vectors.unflatten(vector, list(specs.values())), strict=True))
 
 
 def _same(log, result):

@@ -17,8 +17,8 @@ import math
 import keras
 import tensorflow as tf
 from keras.src.ops.nn import DotProductAttention  # it has no public name
-from tensorflow.compiler.tf2xla.ops.gen_xla_ops import xla_optimization_barrier  # no public one
 
+from tfmp.training.barrier import barrier
 from tfmp.training.fused import replaced
 
 
@@ -254,7 +254,7 @@ def _run_twice(run, tensors):
         def gradients(*upstream):
             # Else XLA would find that both runs compute the same, and keep the first one's; and
             # the second could come before its time.
-            later = xla_optimization_barrier([*tensors, *upstream])
+            later = barrier([*tensors, *upstream])
             inputs, upstream = later[: len(tensors)], later[len(tensors) :]
             with tf.GradientTape() as tape:
                 tape.watch(inputs)

@@ -1,6 +1,7 @@
 """What one replica runs: functions to be traced, each around the model's own `train_step`."""
 
 import contextlib
+import functools
 import math
 
 import keras
@@ -10,6 +11,7 @@ import tensorflow as tf
 from tfmp import distribution, loss_scale
 from tfmp.errors import UserError
 from tfmp.training import logs as logs_of
+from tfmp.training import vector as vectors
 from tfmp.training.cudnn_attention import cudnn_attention
 from tfmp.training.fused import fused_layers
 from tfmp.training.gelu import closed_gelu
@@ -129,13 +131,12 @@ class ReplicaSteps:
                 _assign(statistics + metrics, before + metrics_before)
                 undone = logs_of.with_metrics(self.model, logs, of_metrics)
                 weights = tf.ones_like(count) / self.replicas
+                weigh = tf.identity
                 if several and not native:
-                    parts = [tf.where(count > 0, x * count, tf.zeros_like(x)) for x in parts]
-                    weights = count
+                    weigh, weights = functools.partial(_weighed, count), count
                 done, self._logs = logs_of.pack(done, self._dtype())
                 undone, _ = logs_of.pack(undone, self._dtype())
-                # All at once: XLA would copy a part of them that was put together before.
-                vector = tf.concat([*parts, [weights], done, undone], 0)
+                vector = vectors.join(parts, [tf.reshape(weights, [1]), done, undone], weigh)
                 return vector, kept + metrics_after, measured
 
         return forward_backward
@@ -151,7 +152,7 @@ class ReplicaSteps:
                 floating = [v for v in statistics if tf.as_dtype(v.dtype).is_floating]
                 rest = [v for v in statistics if not tf.as_dtype(v.dtype).is_floating]
                 vector = vector if self.replicas == 1 else vector / weights
-                sums = logs_of.unflatten(vector, self._variables + floating)
+                sums = vectors.split(vector, self._variables + floating)
                 count = len(self._variables)
                 gradients = [
                     g if has else None
@@ -215,7 +216,7 @@ class ReplicaSteps:
             maximum_iterations=self.microbatches,
             parallel_iterations=1,
         )
-        return [total], {}, most
+        return tf.split(total, [math.prod(v.shape) for v in self._variables]), {}, most
 
     def _split(self, x):
         if x is None:
@@ -373,6 +374,11 @@ def _share(count):
         count = tf.identity(count)
     context = tf.distribute.get_replica_context()
     return tf.cast(count / context.all_reduce(tf.distribute.ReduceOp.SUM, count), tf.float32)
+
+
+def _weighed(count, x):
+    """X times the number of examples; of none, x may be anything."""
+    return tf.where(count > 0, x * count, tf.zeros_like(x))
 
 
 def _count(data):
