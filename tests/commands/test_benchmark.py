@@ -215,6 +215,28 @@ def test_programs_take_turns_and_the_file_has_everything(monkeypatch, tmp_path, 
     assert "NVIDIA X; tensorflow 2.21.0" in out and "to torch" in out
 
 
+def test_a_profile_is_shown_for_each_row(monkeypatch, tmp_path, capsys):
+    gpu = {
+        "gpu": 0,
+        "span_ms": 9.5,
+        "busy_ms": 9.25,
+        "kernels": 12.0,
+        "kinds_ms": {"products": 7.125, "others": 2.5},
+        "from_host_ms": {"pinned": 0.75},
+        "longest": [["gemm_fusion", 7.125, 3.0]],
+    }
+
+    def answer(program, spec):
+        assert spec["profile"]
+        return outcome(profile=[gpu, gpu | {"gpu": 1}])
+
+    results = measure(monkeypatch, tmp_path, answer, "--profile", "--repeats=1")
+    assert [x["gpu"] for x in results["rows"][0]["profile"]] == [0, 1]
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["GPU", "1", "9.50", "9.25", "7.12", "2.50", "0.75", "pinned", "12"] in lines
+    assert ["7.125", "ms", "in", "3:", "gemm_fusion"] in lines
+
+
 def test_a_failed_child_is_a_row_and_status_1_at_the_end(monkeypatch, tmp_path, capsys):
     def answer(program, spec):
         return children.ChildError("it broke") if spec["batch_size"] == 64 else outcome()

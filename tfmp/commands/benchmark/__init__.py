@@ -17,6 +17,7 @@ Examples:
     python -m tfmp benchmark --inputs=device --policies=mixed_float16 --replicas=1,2,4,8
     python -m tfmp benchmark --inputs=device --replicas=1,8 --scaling=strong --batch_sizes=2048
     python -m tfmp benchmark --inputs=device --steps_per_execution=1,10
+    python -m tfmp benchmark --inputs=host --policies=mixed_float16 --profile
 
 With --replicas, that many GPUs train together under MirroredStrategy; on a machine with one GPU
 or none, as many logical devices that share it. Efficiency is images/s as a share of what the
@@ -111,6 +112,12 @@ class Config:
     windows: int = cli.flag(5, "Timed windows in a process.", group="Measurement")
     steps: int = cli.flag(40, "Training steps in a window.", group="Measurement")
     limit_seconds: int = cli.flag(900, "Time limit of a process, in seconds.", group="Measurement")
+    profile: bool = cli.flag(
+        False,
+        "Run four more calls under TensorFlow's profiler, behind the windows of tfmp: where the "
+        "step spends a GPU's time.",
+        group="Measurement",
+    )
 
     peer: Literal["none", "torch"] = cli.flag(
         "none",

@@ -11,7 +11,7 @@ import time
 import tensorflow as tf
 
 from tfmp import cli, distribution, hardware, loss_scale, provenance, training
-from tfmp.commands.benchmark import children, timing
+from tfmp.commands.benchmark import children, profiling, timing
 from tfmp.data import to_device
 from tfmp.errors import UserError
 from tfmp.models import flops
@@ -75,8 +75,8 @@ def measure(spec):
 
     Args:
         spec: Dict: `recipe`, `flags` (of the recipe), `input`, `loss_scale`, `steps`, `windows`,
-            `replicas`, `steps_per_execution`, `spawned_at` (`time.monotonic()` before this process
-            was started).
+            `replicas`, `steps_per_execution`, `profile` (whether one is taken), `spawned_at`
+            (`time.monotonic()` before this process was started).
 
     Returns:
         The dict of `timing.measure`, with what was in force.
@@ -95,12 +95,15 @@ def measure(spec):
         work = RecipeWork(classifier, batches, spec["input"], function)
         prepared = time.monotonic() - spec["spawned_at"]
         measured = timing.measure(work, steps=spec["steps"], windows=spec["windows"])
-    arithmetic = _arithmetic(classifier.model, session.tf32)
-    return in_force(
-        measured, prepared, classifier.optimizer, session.device, session.jit_compile
-    ) | {
+        arithmetic = _arithmetic(classifier.model, session.tf32)
+        measured = in_force(
+            measured, prepared, classifier.optimizer, session.device, session.jit_compile
+        )
+        profile = profiling.profile(work) if spec["profile"] else None
+    return measured | {
         "cards": cards,
         "all_reduce_ms": all_reduce_ms(classifier),
+        "profile": profile,
         "multiply_adds": flops.multiply_adds(classifier.model),
         "example": data.example,
         "tokens": data.tokens,

@@ -107,6 +107,7 @@ def _figures(case, measured, ours):
         "peak_memory_bytes": max(memory) if memory else None,
         "cpu_cores": _cpu_cores(measured),
         "cards": measured[0].get("cards", 1),
+        "profile": next((repeat["profile"] for repeat in measured if repeat.get("profile")), None),
         "all_reduce_ms": _median(repeat.get("all_reduce_ms") for repeat in measured),
         "watts": watts,
         "joules_per_image": watts / images["median"] if watts else None,
@@ -192,15 +193,30 @@ def speed_in_words(row):
 def table(rows):
     """Rows as lines of text, columns aligned, and below them why some are not good."""
     lines = [list(_columns(row)) for row in rows]
-    cells = [[name for name, _ in lines[0]], *([cell for _, cell in line] for line in lines)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    text = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
+    text = _aligned([[name for name, _ in lines[0]], *([c for _, c in line] for line in lines)])
     text += [
         f"{row['status']}: {row['program']}, {Case(*key(row)[1:])}: {row['reason']}"
         for row in rows
         if row["status"] != "ok"
     ]
     return "\n".join(text)
+
+
+def profile(gpus):
+    """A profile as text: each GPU's times by kind, and the first one's longest kernels."""
+    lines = [["ms a step", "span", "busy", *gpus[0]["kinds_ms"], "from the host", "kernels"]]
+    for gpu in gpus:
+        copies = ", ".join(f"{ms:.2f} {kind}" for kind, ms in gpu["from_host_ms"].items())
+        times = [gpu["span_ms"], gpu["busy_ms"], *gpu["kinds_ms"].values()]
+        cells = [f"{ms:.2f}" for ms in times]
+        lines.append([f"GPU {gpu['gpu']}", *cells, copies or "-", f"{gpu['kernels']:.0f}"])
+    longest = [f"{ms:8.3f} ms in {n:4.4g}: {name}" for name, ms, n in gpus[0]["longest"]]
+    return "\n".join([*_aligned(lines), *longest])
+
+
+def _aligned(lines):
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
 
 
 def _columns(row):

@@ -63,7 +63,11 @@ def measure(config, former=None):
             if former:
                 compare.check(former, results)
     environment = results["environment"]
-    print(f"\n{_line(environment)}\n{rows.table(results['rows'])}\n\nwritten to {file}", flush=True)
+    print(f"\n{_line(environment)}\n{rows.table(results['rows'])}", flush=True)
+    for row in results["rows"]:
+        if row.get("profile"):
+            print(f"\n{rows.Case(*rows.key(row)[1:])}\n{rows.profile(row['profile'])}", flush=True)
+    print(f"\nwritten to {file}", flush=True)
     bad = [row for row in results["rows"] if row["status"] != "ok"]
     if bad:
         raise TfmpError(f"{len(bad)} of {len(results['rows'])} rows failed or are invalid.")
@@ -165,6 +169,7 @@ def spec(config, case, words):
         "tf32": config.tf32,
         "steps": config.steps,
         "windows": config.windows,
+        "profile": config.profile,
         "spawned_at": time.monotonic(),
     }
 
