@@ -82,8 +82,10 @@ def of_plane(plane, steps):
         kind of its memory) and `longest` (list of [name, ms, number]).
     """
     stats = {key: entry.name for key, entry in plane.stat_metadata.items()}
-    kinds, from_host = collections.Counter(), collections.Counter()
-    names, counts = collections.Counter(), collections.Counter()
+    kinds: collections.Counter[str] = collections.Counter()
+    from_host: collections.Counter[str] = collections.Counter()
+    names: collections.Counter[str] = collections.Counter()
+    counts: collections.Counter[str] = collections.Counter()
     spans = []
     for line in plane.lines:
         if not line.name.startswith("Stream"):
