@@ -15,7 +15,7 @@ from tfmp.training.barrier import barrier
 ALONE = 100
 
 
-def join(parts, rest, weigh=lambda x: x):
+def join(parts, rest, weigh):
     """One vector of many: the parts from the largest to the smallest, then the rest.
 
     Args:
@@ -25,11 +25,12 @@ def join(parts, rest, weigh=lambda x: x):
             part, XLA would make it a kernel of its own.)
     """
     parts = [parts[i] for i in _order(parts)]
-    large, small = parts[:ALONE], parts[ALONE:]
-    small = [weigh(tf.concat(small, 0))] if small else []
+    large, small = (
+        [weigh(tf.concat(some, 0))] if some else [] for some in (parts[:ALONE], parts[ALONE:])
+    )
     # XLA would make one concatenation of two, were there nothing between them.
-    (small,) = barrier([tf.concat([*small, *rest], 0)])
-    return tf.concat([weigh(tf.concat(large, 0)), small], 0) if large else small
+    (tail,) = barrier([tf.concat([*small, *rest], 0)])
+    return tf.concat([*large, tail], 0)
 
 
 def split(vector, like):
@@ -40,8 +41,8 @@ def split(vector, like):
         like: Tensors or variables of the sizes of its `parts`, in their order.
     """
     order = _order(like)
-    found = unflatten(vector, [like[i] for i in order])
-    return [part for _, part in sorted(zip(order, found, strict=True), key=lambda pair: pair[0])]
+    found = dict(zip(order, unflatten(vector, [like[i] for i in order]), strict=True))
+    return [found[i] for i in range(len(like))]
 
 
 def unflatten(vector, like):
