@@ -5,6 +5,7 @@ import math
 import keras
 
 from tfmp.training.attention import in_parts
+from tfmp.training.cross_entropy import is_top_one
 from tfmp.training.learner import Learner
 
 # Contexts from this length on compute attention in parts, unless told otherwise.
@@ -33,7 +34,7 @@ class LanguageModel(Learner):
 
     def make_metrics(self):
         """The share of next tokens that got the highest logit."""
-        return [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
+        return [keras.metrics.MeanMetricWrapper(is_top_one, name="accuracy")]
 
     def derived(self, means):
         """Bits a token, where tokens are bytes of a text its bits a byte, and perplexity."""

@@ -12,6 +12,7 @@ from tfmp import distribution, loss_scale
 from tfmp.errors import UserError
 from tfmp.training import logs as logs_of
 from tfmp.training import vector as vectors
+from tfmp.training.cross_entropy import closed_cross_entropy
 from tfmp.training.cudnn_attention import cudnn_attention
 from tfmp.training.fused import fused_layers
 from tfmp.training.gelu import closed_gelu
@@ -342,6 +343,7 @@ def changed_layers(model, *, fused, remat):
             stack.enter_context(fused_layers(model))
             stack.enter_context(cudnn_attention())
             stack.enter_context(closed_gelu())
+            stack.enter_context(closed_cross_entropy())
         if remat:
             stack.enter_context(recomputing(model))
         yield
