@@ -22,7 +22,8 @@ STRATEGIES = ("auto", "none", "mirrored", "multi_worker", "tpu")
 
 _index = contextvars.ContextVar("replica_index", default=None)
 
-# Keys of the groups of devices that add up within programs; strategies' own count from 1.
+# Keys of the groups of devices that add up within programs, and of the first sum of each;
+# strategies' own count from 1.
 _FIRST_GROUP = 2**20
 _groups: dict[tuple[str, ...], int] = {}
 
@@ -266,27 +267,39 @@ def replica_index() -> int | tf.Tensor:
     return tf.cast(context.replica_id_in_sync_group, tf.int64) if known is None else int(known)
 
 
-def replica_sum(x: tf.Tensor) -> tf.Tensor:
-    """The sum over all replicas; for the replica context of their strategy."""
+def replica_sum(x: tf.Tensor, number: int = 0) -> tf.Tensor:
+    """The sum over all replicas; for the replica context of their strategy.
+
+    Args:
+        x: Tensor of the same shape and dtype on all replicas.
+        number: Ignored: the strategy numbers its sums.
+    """
     context = tf.distribute.get_replica_context()
     return context.all_reduce(tf.distribute.ReduceOp.SUM, x)
 
 
-def sum_within_xla(x: tf.Tensor) -> tf.Tensor:
+def sum_within_xla(x: tf.Tensor, number: int = 0) -> tf.Tensor:
     """`replica_sum`, by NCCL as a part of each replica's XLA program; see `sums_within_xla`.
+
+    Each sum of a program needs the one before, directly or not: XLA compiles each replica's program
+    by itself, and sums in another order than in another replica's would wait forever.
 
     All that the program takes lies on its device. A strategy's own sum takes a number from the host
     at each call, its instance key, which XLA doesn't look at; TensorFlow copies it when the GPU has
     done all that it has been given, and starts the program behind that.
+
+    Args:
+        x: Tensor of the same shape and dtype on all replicas.
+        number: Position of the sum in the program.
     """
     strategy = tf.distribute.get_replica_context().strategy
     # The same key in each worker, since all make the same strategies in the same order.
-    group = _groups.setdefault(devices(strategy), _FIRST_GROUP + len(_groups))
+    group = _groups.setdefault(devices(strategy), _FIRST_GROUP * (1 + len(_groups)))
     return tf.raw_ops.CollectiveReduceV2(
         input=x,
         group_size=strategy.num_replicas_in_sync,
         group_key=group,
-        instance_key=group,
+        instance_key=group + number,
         ordering_token=[],
         merge_op="Add",
         final_op="Id",

@@ -20,6 +20,7 @@ from helpers import (
 import tfmp
 from tfmp import distribution, errors
 from tfmp.training.accelerate import uses_xla
+from tfmp.training.replica import ReplicaSteps
 
 pytestmark = pytest.mark.replicas(2)
 BATCH = 8
@@ -80,6 +81,28 @@ def test_without_batch_norm(strategy, count, jit_compile):
         lambda model: fit(model, x, y, epochs=2, validation_data=(x, y)),
         jit_compile=jit_compile,
     )
+
+
+@pytest.mark.parametrize(
+    ("counts", "weights", "total"),
+    [((4, 4), (1, 1), 2), ((3, 2), (1, 2 / 3), 5 / 3), ((1, 0), (1, 0), 1)],
+)
+def test_weights_are_shares_of_the_largest_replica(strategy, counts, weights, total):
+    """None above 1, by which a scaled loss would overflow where one device's doesn't."""
+    model = make(strategy, model=plain)
+    x, y = images(max(counts))
+
+    def on_replica(index):
+        data = x[: counts[index]], y[: counts[index]]
+        return ReplicaSteps(model).weights(index, data, distribution.replica_sum)
+
+    @tf.function(autograph=False)
+    def run():
+        return strategy.run(lambda: on_replica(distribution.replica_index()))
+
+    own, of_all = (strategy.experimental_local_results(x) for x in run())
+    np.testing.assert_allclose(own, weights, rtol=1e-6)
+    np.testing.assert_allclose(of_all, [total] * 2, rtol=1e-6)
 
 
 def synchronized(strategy):

@@ -1,4 +1,4 @@
-"""The vector of replicas: what is put together comes back, and nothing large is copied twice."""
+"""The vectors of replicas: what is put together comes back, and nothing is copied twice."""
 
 import re
 
@@ -19,36 +19,89 @@ def tensors(count):
     return [tf.cast(generator.random(s), d) for s, d in zip(shapes, dtypes, strict=True)]
 
 
+def flat(parts):
+    return [tf.reshape(tf.cast(x, tf.float32), [-1]) for x in parts]
+
+
+@pytest.mark.parametrize("in_one", [False, True])
 @pytest.mark.parametrize("jit_compile", [False, True])
-@pytest.mark.parametrize("count", [0, 3, vector.ALONE, vector.ALONE + 9, 3 * vector.ALONE])
-def test_parts_come_back(count, jit_compile):
-    like, rest = tensors(count), [tf.constant([7.0, 8.0])]
+@pytest.mark.parametrize("count", [0, 1, 3, 40])
+def test_parts_come_back_as_sums(monkeypatch, count, jit_compile, in_one):
+    monkeypatch.setattr(vector, "SIZE", 20)
+    monkeypatch.setattr(vector, "PARTS", 7)
+    like, rest = tensors(count), [tf.constant([7.0]), tf.constant([8.0, 9.0])]
+    numbers = []
+
+    def double(x, number):
+        numbers.append(number)
+        return 2 * x
 
     @tf.function(jit_compile=jit_compile, autograph=False)
     def back(parts):
-        flat = [tf.reshape(tf.cast(x, tf.float32), [-1]) for x in parts]
-        joined = vector.join(flat, rest, lambda x: 2 * x)
-        return vector.split(joined[:-2] / 2, parts), joined[-2:]
+        joined = vector.join(flat(parts), rest, in_one=in_one)
+        sums, first = vector.add_up(joined, double, tf.constant(3.0))
+        return vector.split(sums, parts, 3), first
 
-    found, tail = back(like)
+    (found, tail), first = back(like)
+    assert first == 3
+    assert numbers == list(range(1, 1 + len(numbers)))
+    assert len(numbers) == 1 if in_one or count < 4 else len(numbers) >= 40 / 7
     assert [(x.shape, x.dtype) for x in found] == [(x.shape, x.dtype) for x in like]
     for a, b in zip(found, like, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-6)
-    np.testing.assert_array_equal(tail, rest[0])
+        np.testing.assert_allclose(a, 2 * b, rtol=1e-6)
+    np.testing.assert_array_equal(tail, [14, 16, 18])
 
 
-def test_xla_cuts_no_concatenation_in_two():
-    parts = [tf.ones([size]) for size in (2, 900, 3, 700) * vector.ALONE][: 2 * vector.ALONE]
-    join = tf.function(
-        lambda x, weight: vector.join(x, [tf.ones([1])], lambda x: x * weight),
-        jit_compile=True,
-        autograph=False,
-    )
-    text = join.experimental_get_compiler_ir(parts, 2.0)(stage="optimized_hlo")
-    made = [line for line in text.splitlines() if " concatenate(" in line]
-    sizes = [int(re.search(r" = f32\[(\d+)\]", line)[1]) for line in made]
-    large, small = 80_000, 250
-    assert sorted(sizes) == [small, 1 + small, large, 1 + small + large]
-    for line in made:
+def test_the_last_parts_come_first_and_large_ones_by_themselves(monkeypatch):
+    monkeypatch.setattr(vector, "SIZE", 20)
+    sizes = [30, 1, 19, 2, 20, 3]
+    parts = [tf.fill([size], float(size)) for size in sizes]
+    joined = vector.join(parts, [tf.zeros([1])], in_one=False)
+    groups = [[3], [20], [2, 19], [1], [30], [0]]
+    assert [list(dict.fromkeys(x.numpy())) for x in joined] == groups
+
+
+def made(parts):
+    """(Sizes of the concatenations, all of their lines) in what XLA makes of a step."""
+
+    def step(x):
+        joined = vector.join(x, [tf.ones([1])], in_one=False)
+        return vector.add_up(joined, lambda x, number: x * x[0], x[0][0])
+
+    step = tf.function(step, jit_compile=True, autograph=False)
+    text = step.experimental_get_compiler_ir(parts)(stage="optimized_hlo")
+    lines = [line for line in text.splitlines() if " concatenate(" in line]
+    return [int(re.search(r" = f32\[(\d+)\]", line)[1]) for line in lines], lines
+
+
+def test_xla_cuts_no_concatenation_in_two_and_copies_no_large_part():
+    sizes = [2, 900, 3, 700] * 100 + [vector.SIZE]
+    found, lines = made([tf.ones([size]) for size in sizes])
+    assert sum(found) == sum(sizes[:-1]) + 1
+    for line in lines:
         operands = line.split(" concatenate(")[1].split(")")[0].split(", ")
         assert len(operands) <= OPERANDS
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_no_sum_comes_before_the_former(monkeypatch, jit_compile):
+    """XLA could compute all but the first, on which the others depend, in any order.
+
+    It may find, too, that they don't depend on it, as in a replica without examples.
+    """
+    monkeypatch.setattr(vector, "SIZE", 20)
+    sums = []
+
+    def add_up(x, number):
+        assert number == 0 or sums[-1].op in [*x.op.control_inputs, *(i.op for i in x.op.inputs)]
+        assert x.op.type == ("XlaOptimizationBarrier" if jit_compile else "Identity") or number == 0
+        sums.append(tf.cumsum(x))
+        return sums[-1]
+
+    def step(x):
+        first = add_up(x, 0)
+        joined = vector.join([first * x, x, x], [tf.ones([1])], in_one=False)
+        return vector.add_up(joined, add_up, first)
+
+    tf.function(step, jit_compile=jit_compile, autograph=False).get_concrete_function(tf.ones([20]))
+    assert len(sums) == 5

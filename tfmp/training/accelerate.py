@@ -3,13 +3,13 @@
 One replica: the whole step is one XLA program, as with Keras' `jit_compile=True`; then what a
 skipped step has changed is put back.
 
-Several replicas: gradients and changes of statistics, weighted by the replica's share of the
-batch, are summed over the replicas as one vector. (As one, since each replica's program is compiled
-by itself, and might have several sums in another order than the others.) Each replica applies the
-sums to its copies of the variables: the same numbers on all, so the same verdict and the same
-weights. On GPUs of their own all of that is one XLA program a replica, in which NCCL adds up; so
-the host can run ahead of them. Elsewhere there are two, forward and backward pass and the update,
-with the strategy's sum between them, for which the host waits.
+Several replicas: gradients and changes of statistics, weighted by the replica's number of examples,
+are summed over the replicas. Each applies the sums to its copies of the variables: the same numbers
+on all, so the same verdict and the same weights. On GPUs of their own all of that is one XLA
+program a replica, in which NCCL adds up one part of the gradients after the other, while the
+backward pass goes on; and the host can run ahead of them. Elsewhere there are two, forward and
+backward pass and the update, with the strategy's sum of one vector between them, for which the host
+waits.
 """
 
 import contextlib
@@ -23,6 +23,7 @@ import tensorflow as tf
 from tfmp import distribution, loss_scale, policies
 from tfmp.errors import UserError
 from tfmp.training import executions, fused, remat
+from tfmp.training import vector as vectors
 from tfmp.training.explain import explaining_errors
 from tfmp.training.layer_maxima import ACTIVATIONS, Maxima
 from tfmp.training.replica import ReplicaSteps
@@ -274,21 +275,24 @@ class Engine:
             return [steps.whole], True
         indices = range(steps.local_replicas)
         native = not uses_xla(self.model)
-        forward = [steps.forward_backward(index, native) for index in indices]
-        commit = [steps.commit(index) for index in indices]
         within_xla = self._sums_within_xla()
         add_up = distribution.sum_within_xla if within_xla else distribution.replica_sum
         whole = steps.replicas == 1 or within_xla
+        forward = [steps.forward_backward(i, native, in_one=not whole) for i in indices]
+        commit = [steps.commit(index) for index in indices]
         if not whole:
             forward = [executions.after_inputs(f) if native else self._compiled(f) for f in forward]
             commit = [self._compiled(function) for function in commit]
 
         def replica_step(index):
             def step(data):
-                vector, kept, measured = forward[index](data)
+                weight = weights = 1.0
                 if steps.replicas > 1:
-                    vector = add_up(vector)
-                return commit[index](vector, kept) | measured
+                    weight, weights = steps.weights(index, data, add_up)
+                summed, kept, measured = forward[index](data, weight)
+                if steps.replicas > 1:
+                    summed, weights = vectors.add_up(summed, add_up, weights)
+                return commit[index](summed, kept, weights) | measured
 
             return step
 

@@ -1,8 +1,11 @@
-"""The vector that replicas add up: how it is put together and taken apart.
+"""The vectors that replicas add up: how they are put together, added up and taken apart.
 
-For a GPU, XLA cuts a concatenation of more than 128 tensors in two (its `VariadicOpSplitter`), of
-which the second copies what the first has made. So the small tensors, of which models have most,
-are put together before the large ones, which are then copied once.
+Within XLA programs there are several, from the last gradients, which the backward pass has first,
+to the first ones: while NCCL adds up one of them, the backward pass goes on.
+
+References:
+    Li et al. 2020, PyTorch Distributed: Experiences on Accelerating Data Parallel Training,
+    arXiv:2006.15704, sections 3.2.2 and 3.2.3.
 """
 
 import math
@@ -11,38 +14,65 @@ import tensorflow as tf
 
 from tfmp.training.barrier import barrier
 
-# Tensors that are copied into the vector by themselves, and a few for what else is in it.
-ALONE = 100
+# Numbers of a vector of several: 32 MiB of float32, a large message for NCCL.
+SIZE = 2**23
+# Parts of a vector of several. XLA cuts concatenations of more than 128 in two for a GPU (its
+# `VariadicOpSplitter`), of which the second copies what the first has made.
+PARTS = 120
 
 
-def join(parts, rest, weigh):
-    """One vector of many: the parts from the largest to the smallest, then the rest.
+def join(parts, rest, *, in_one):
+    """One vector of many parts, or several.
 
     Args:
         parts: Tensors of one axis and one dtype, sizes known.
-        rest: Likewise, and small; at least one.
-        weigh: Function of a vector that changes each number by itself, for the parts. (Of each
-            part, XLA would make it a kernel of its own.)
+        rest: Likewise, and few; they are the end of the last vector.
+        in_one: Whether it is to be one vector.
+
+    Returns:
+        List of tensors of one axis.
     """
-    parts = [parts[i] for i in _order(parts)]
-    large, small = (
-        [weigh(tf.concat(some, 0))] if some else [] for some in (parts[:ALONE], parts[ALONE:])
-    )
-    # XLA would make one concatenation of two, were there nothing between them.
-    (tail,) = barrier([tf.concat([*small, *rest], 0)])
-    return tf.concat([*large, tail], 0)
+    groups = [[parts[i] for i in group] for group in _groups(parts, in_one)]
+    groups[-1] += rest
+    return [tf.concat(group, 0) for group in groups]
 
 
-def split(vector, like):
-    """The parts of such a vector, without the rest: with the shapes and dtypes of others.
+def add_up(vectors, function, first):
+    """The sums of vectors over the replicas, one behind the other.
 
     Args:
-        vector: As from `join`, without its `rest`.
-        like: Tensors or variables of the sizes of its `parts`, in their order.
+        vectors: List of tensors.
+        function: Function of a tensor and its number, from 1: the sum over the replicas.
+        first: Tensor of a former sum, which they come behind, too.
+
+    Returns:
+        (list of tensors, `first`).
     """
-    order = _order(like)
-    found = dict(zip(order, unflatten(vector, [like[i] for i in order]), strict=True))
-    return [found[i] for i in range(len(like))]
+    sums = [first]
+    for number, vector in enumerate(vectors, 1):
+        vector, sums[-1] = barrier([vector, sums[-1]])
+        sums.append(function(vector, number))
+    first, *sums = sums
+    return sums, first
+
+
+def split(vectors, like, size):
+    """What was joined: parts with the shapes and dtypes of others, and the rest as a vector.
+
+    Args:
+        vectors: As from `join`.
+        like: Tensors or variables of the sizes of its `parts`, in their order.
+        size: Size of its `rest`.
+    """
+    *former, last = vectors
+    last, rest = tf.split(last, [-1, size])
+    groups = _groups(like, len(vectors) == 1)
+    found = [
+        pair
+        for vector, group in zip([*former, last], groups, strict=True)
+        for pair in zip(group, unflatten(vector, [like[i] for i in group]), strict=True)
+    ]
+    return [part for _, part in sorted(found, key=lambda pair: pair[0])], rest
 
 
 def unflatten(vector, like):
@@ -54,6 +84,21 @@ def unflatten(vector, like):
     ]
 
 
-def _order(tensors):
-    """Positions of the tensors, the largest first; of equal ones in their order."""
-    return sorted(range(len(tensors)), key=lambda i: -math.prod(tensors[i].shape))
+def _groups(tensors, in_one):
+    """Positions of the tensors that are a vector, from the last to the first: lists of them.
+
+    A large tensor is one by itself, which need not be copied.
+    """
+    groups: list[list[int]] = [[]]
+    size = 0
+    for position in reversed(range(len(tensors))):
+        more = math.prod(tensors[position].shape)
+        full = max(size, more) >= SIZE or len(groups[-1]) == PARTS
+        if full and groups[-1] and not in_one:
+            groups.append([])
+            size = 0
+        groups[-1].append(position)
+        size += more
+    if size >= SIZE and not in_one:
+        groups.append([])
+    return groups
