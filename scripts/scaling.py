@@ -52,7 +52,7 @@ def sum_ms(megabytes, link, gpus):
 
 
 def efficiency(model, link, gpus, bytes_each=4):
-    """Speed of a GPU among so many as a share of that of one alone; as if the sum overlapped nothing."""
+    """Speed of a GPU among so many as a share of one alone, if the sum overlaps nothing."""
     return model.step_ms / (model.step_ms + sum_ms(model.megabytes(bytes_each), link, gpus))
 
 

@@ -114,7 +114,7 @@ def test_without_torch_the_peer_says_so(tmp_path):
 
 def test_the_peer_imports_nothing_of_ours():
     folder = children.PEER.parent
-    for name in ("peer_torch.py", "peer_gpt.py", "timing.py"):
+    for name in ("peer_torch.py", "peer_gpt.py", "timing.py", "kernels.py"):
         assert "tfmp." not in "".join(
             line for line in (folder / name).read_text().splitlines() if "import" in line[:10]
         )

@@ -7,7 +7,7 @@ import tensorflow as tf
 from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
 from tfmp import errors
-from tfmp.commands.benchmark import profiling, rows
+from tfmp.commands.benchmark import kernels, ours, profiling, rows
 
 MS = 10**9  # in picoseconds
 
@@ -75,8 +75,8 @@ def test_a_profile_by_hand(monkeypatch):
     work = Work(monkeypatch, space())
     work.steps_per_call = 2
     (gpu,) = profiling.profile(work)
-    assert work.seen == profiling.CALLS
-    steps = 2 * profiling.CALLS
+    assert work.seen == kernels.CALLS
+    steps = 2 * kernels.CALLS
     assert (gpu["gpu"], gpu["span_ms"] * steps, gpu["busy_ms"] * steps) == (1, 12, 11)
     assert gpu["kernels"] * steps == 4
     spent = {kind: ms * steps for kind, ms in gpu["kinds_ms"].items() if ms}
@@ -104,12 +104,23 @@ def test_a_profile_by_hand(monkeypatch):
         ("loop_concatenate_fusion_1", 4),
         ("input_convert_reduce_fusion_12", 5),
         ("Memset 3", 6),
+        ("void pytorch_flash::flash_bwd_dq_dk_dv_loop_seqk_parallel_kernel<...>", 1),
+        ("nvjet_hsh_128x256_64x4_1x2_h_bz_coopA_TNT", 3),
+        ("triton_red_fused__log_softmax_nll_loss_forward_12", 5),
+        ("triton_per_fused_native_layer_norm_backward_3", 5),
+        ("triton_poi_fused_gelu_backward_7", 7),
+        ("Memcpy HtoD (Pinned -> Device)", 6),
         ("loop_convert_fusion_12", 7),
         ("loop_select_fusion", 7),
     ],
 )
 def test_kinds_of_kernels(name, kind):
-    assert profiling.kind_of(name) == [*profiling.KINDS, profiling.OTHERS][kind]
+    assert kernels.kind_of(name) == [*kernels.KINDS, kernels.OTHERS][kind]
+
+
+def test_without_a_gpu_nothing_is_measured_first():
+    with pytest.raises(errors.UserError, match=r"^Expected a GPU for --profile"):
+        ours.measure({"profile": True})
 
 
 @pytest.mark.parametrize("found", [xplane_pb2.XSpace(), space(events=[])])

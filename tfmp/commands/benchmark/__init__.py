@@ -114,8 +114,8 @@ class Config:
     limit_seconds: int = cli.flag(900, "Time limit of a process, in seconds.", group="Measurement")
     profile: bool = cli.flag(
         False,
-        "Run four more calls under TensorFlow's profiler, behind the windows of tfmp: where the "
-        "step spends a GPU's time.",
+        "Run four more calls under TensorFlow's profiler, or the peer's, behind the windows: where "
+        "the step spends a GPU's time.",
         group="Measurement",
     )
 

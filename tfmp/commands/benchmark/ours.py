@@ -81,6 +81,8 @@ def measure(spec):
     Returns:
         The dict of `timing.measure`, with what was in force.
     """
+    if spec["profile"]:
+        profiling.check()
     cards = make_replicas(spec["replicas"])
     recipe = importlib.import_module(f"tfmp.recipes.{spec['recipe']}")
     config = cli.parse(recipe.Config, spec["flags"])

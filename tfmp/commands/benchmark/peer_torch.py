@@ -7,16 +7,19 @@ Nesterov momentum or AdamW, as the recipe has it. Images are uint8 and are norma
 as in tfmp's models.
 """
 
+import collections
 import importlib.metadata
 import itertools
 import json
 import os
 import pathlib
 import platform
+import re
 import sys
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import kernels
 import timing
 
 # The names of the other files here are not for torch's own imports to find.
@@ -193,21 +196,49 @@ def _model(name, classes, image_size):
     return timm.create_model(name, pretrained=False, num_classes=classes, **size)
 
 
+def _profile(work):
+    """Runs some more steps under the profiler: the dicts of `kernels.summary`, for each GPU."""
+    work.step()
+    work.count()
+    activities = [torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profiler:
+        for _ in range(kernels.CALLS):
+            work.step()
+        work.count()
+    found = collections.defaultdict(list)
+    for event in profiler.events():
+        if event.device_type != torch.autograd.DeviceType.CUDA:
+            continue
+        begin, end = event.time_range.start / 1e3, event.time_range.end / 1e3  # from microseconds
+        copy = re.match(r"Memcpy HtoD \((\w+) ", event.name)
+        source = copy[1].lower() if copy else None
+        found[event.device_index].append(kernels.Kernel(event.name, begin, end - begin, source))
+    if not found:
+        sys.exit("error: torch's profiler saw no kernels: CUPTI is missing or not permitted")
+    steps = kernels.CALLS * work.steps_per_call
+    return [kernels.summary(gpu, events, steps) for gpu, events in sorted(found.items())]
+
+
 def main(spec):
     """Measures, and prints the dict of `timing.measure` with what was in force."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = spec["tf32"]
     torch.backends.cudnn.benchmark = True
     on_gpu = device.type == "cuda"
+    if spec["profile"] and not on_gpu:
+        sys.exit("error: --profile needs a GPU, and torch sees none")
     try:
         work = TorchWork(spec, device)
         prepared = time.monotonic() - spec["spawned_at"]
         measured = timing.measure(work, steps=spec["steps"], windows=spec["windows"])
+        peak = torch.cuda.max_memory_allocated() if on_gpu else None
+        profile = _profile(work) if spec["profile"] else None
     except torch.OutOfMemoryError as error:
         sys.exit(f"error: out of memory: {' '.join(str(error).split())[:200]}")
     measured |= {
         "to_first_step_s": prepared + measured["first_step_s"],
-        "peak_memory_bytes": torch.cuda.max_memory_allocated() if on_gpu else None,
+        "peak_memory_bytes": peak,
+        "profile": profile,
         "jit_compile": spec["jit_compile"],
         "cpu_s": None,  # its loader's processes are not in it
         "loss_scale": work.scaler.get_scale() if work.scaler.is_enabled() else None,

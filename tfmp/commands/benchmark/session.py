@@ -57,8 +57,9 @@ def measure(config, former=None):
         for number, (case, words, program) in enumerate(rounds, start=1):
             print(f"{number}/{len(rounds)} {program}: {case} ... ", end="", flush=True)
             outcome = _measured(config, program, case, words)
-            print(_in_short(case, outcome), flush=True)
             outcomes[case, program].append(outcome)
+            ours = [x for x in outcomes[case, "tfmp"] if "error" not in x]
+            print(_in_short(case, outcome, *ours[:1]), flush=True)
             results = write_json(file, _results(config, outcomes, driver))
             if former:
                 compare.check(former, results)
@@ -66,7 +67,8 @@ def measure(config, former=None):
     print(f"\n{_line(environment)}\n{rows.table(results['rows'])}", flush=True)
     for row in results["rows"]:
         if row.get("profile"):
-            print(f"\n{rows.Case(*rows.key(row)[1:])}\n{rows.profile(row['profile'])}", flush=True)
+            title = f"{row['program']}: {rows.Case(*rows.key(row)[1:])}"
+            print(f"\n{title}\n{rows.profile(row['profile'])}", flush=True)
     print(f"\nwritten to {file}", flush=True)
     bad = [row for row in results["rows"] if row["status"] != "ok"]
     if bad:
@@ -189,10 +191,10 @@ def _measured(config, program, case, words):
         return outcome | {"watts": sampler.mean_watts(outcome["window_at"])}
 
 
-def _in_short(case, outcome):
+def _in_short(case, outcome, ours=None):
     if "error" in outcome:
         return f"failed: {outcome['error']}"
-    row = rows.summarize("", case, [outcome])
+    row = rows.summarize("", case, [outcome], ours)
     return rows.speed_in_words(row) + (f" ({row['reason']})" if row["reason"] else "")
 
 

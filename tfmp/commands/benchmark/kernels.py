@@ -1,0 +1,99 @@
+"""What a GPU did in a training step, by kind of kernel.
+
+Standard library only, and no import of ours: the peer's process, which has no tfmp, runs this very
+file, so that both sides are counted by the same lines.
+"""
+
+import collections
+import re
+from typing import NamedTuple
+
+CALLS = 4  # of the step, in a profile
+LONGEST = 12  # kernels that are named
+
+# What kernels do, by their names: XLA's, Triton's, cuDNN's, cuBLAS' and NCCL's. The first that fits
+# counts.
+KINDS = {
+    "sum of replicas": "nccl",
+    "attention": "sdpa|fmha|flash|dot_do_o|convert_dq",
+    "convolutions": "fprop|dgrad|wgrad|convolve|implicit_gemm",
+    "products": "gemm|cutlass|gemv|nvjet|matmul|splitk",
+    "concatenations": "concatenate",
+    "reductions": "reduce|triton_(red|per)_",
+    "copies and fills": "^memcpy|^memset|copy",
+}
+OTHERS = "others"
+
+
+class Kernel(NamedTuple):
+    """Something that a GPU did.
+
+    Attributes:
+        name: A kernel's, or one that begins with "Memcpy".
+        begin_ms: When it began, by any clock.
+        ms: How long it took.
+        from_host: Of a copy from the host the kind of its memory, such as "pinned".
+    """
+
+    name: str
+    begin_ms: float
+    ms: float
+    from_host: str | None = None
+
+
+def summary(gpu, kernels, steps):
+    """What a GPU did, per step.
+
+    Args:
+        gpu: Its number.
+        kernels: `Kernel`s.
+        steps: Training steps that they cover.
+
+    Returns:
+        A dict: `gpu`, `span_ms` (from the first kernel's start to the last one's end), `busy_ms`
+        (some kernel ran), `kernels` (their number), `kinds_ms` (dict by `KINDS`; kernels that run
+        at the same time count twice), `from_host_ms` (dict: copies from the host, by the kind of
+        its memory) and `longest` (list of [name, ms, number]). Copies count in the dicts alone.
+    """
+    kinds: collections.Counter[str] = collections.Counter()
+    from_host: collections.Counter[str] = collections.Counter()
+    names: collections.Counter[str] = collections.Counter()
+    counts: collections.Counter[str] = collections.Counter()
+    spans = []
+    for kernel in kernels:
+        kinds[kind_of(kernel.name)] += kernel.ms
+        if kernel.from_host:
+            from_host[kernel.from_host] += kernel.ms
+        if kernel.name.lower().startswith("memcpy"):
+            continue
+        spans.append((kernel.begin_ms, kernel.begin_ms + kernel.ms))
+        names[kernel.name] += kernel.ms
+        counts[kernel.name] += 1
+    return {
+        "gpu": gpu,
+        "span_ms": (max(e for _, e in spans) - min(b for b, _ in spans)) / steps if spans else 0.0,
+        "busy_ms": _union(spans) / steps,
+        "kernels": len(spans) / steps,
+        "kinds_ms": {kind: kinds[kind] / steps for kind in (*KINDS, OTHERS)},
+        "from_host_ms": {kind: ms / steps for kind, ms in sorted(from_host.items())},
+        "longest": [
+            [name, ms / steps, counts[name] / steps] for name, ms in names.most_common(LONGEST)
+        ],
+    }
+
+
+def kind_of(name):
+    """A kernel's kind, by its name."""
+    for kind, pattern in KINDS.items():
+        if re.search(pattern, name, re.IGNORECASE):
+            return kind
+    return OTHERS
+
+
+def _union(spans):
+    """Length of what the spans cover."""
+    total, until = 0.0, float("-inf")
+    for begin, end in sorted(spans):
+        total += max(0.0, end - max(begin, until))
+        until = max(until, end)
+    return total
