@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 from keras.src.backend.tensorflow import nn
 
+from tfmp.training import cross_entropy as module
 from tfmp.training.cross_entropy import (
     closed_cross_entropy,
     cross_entropy,
@@ -16,6 +17,12 @@ from tfmp.training.cross_entropy import (
 )
 
 CLASSES = 11
+
+
+@pytest.fixture
+def many(monkeypatch):
+    """Few classes are many."""
+    monkeypatch.setattr(module, "MANY", 1)
 
 
 def data(dtype="float32", shape=(4, 6), scale=3.0):
@@ -122,7 +129,7 @@ def test_the_loss_is_not_summed_over_the_classes():
     assert (reductions(cross_entropy), reductions(by_keras)) == (2, 3)
 
 
-def test_keras_calls_it_in_the_context_and_its_own_behind_it():
+def test_keras_calls_it_in_the_context_and_its_own_behind_it(monkeypatch, many):
     labels, logits = data("float16")
     losses = [
         keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=None),
@@ -147,6 +154,9 @@ def test_keras_calls_it_in_the_context_and_its_own_behind_it():
         for found in (values(labels), values(labels[..., None])):
             for a, b in zip(found, own, strict=True):
                 np.testing.assert_allclose(a, b, rtol=2e-3)
+        monkeypatch.setattr(module, "MANY", CLASSES + 1)
+        assert fused in operations()
+        monkeypatch.setattr(module, "MANY", CLASSES)
         raise ZeroDivisionError
     assert fused in operations()
 
@@ -158,7 +168,7 @@ def test_keras_calls_it_in_the_context_and_its_own_behind_it():
         (((4, 5), (4, 5, 3)), {"from_logits": True, "axis": 2}),
     ],
 )
-def test_what_else_keras_takes(shapes, kwargs):
+def test_what_else_keras_takes(many, shapes, kwargs):
     labels = tf.ones(shapes[0], tf.int32)
     outputs = tf.fill(shapes[1], 1 / 3)
     expected = keras.ops.sparse_categorical_crossentropy(labels, outputs, **kwargs)
@@ -168,7 +178,7 @@ def test_what_else_keras_takes(shapes, kwargs):
 
 
 @pytest.mark.parametrize("shapes", [((5,), (4, 3)), ((4,), (3,))])
-def test_shapes_that_do_not_fit_are_refused(shapes):
+def test_shapes_that_do_not_fit_are_refused(many, shapes):
     labels, outputs = tf.ones(shapes[0], tf.int32), tf.ones(shapes[1])
     with closed_cross_entropy(), pytest.raises(ValueError, match=r"Arguments? `.* must have"):
         nn.sparse_categorical_crossentropy(labels, outputs, from_logits=True)

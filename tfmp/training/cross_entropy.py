@@ -12,12 +12,18 @@ import contextlib
 import tensorflow as tf
 from keras.src.backend.tensorflow import nn  # `keras.ops` looks its functions up there
 
+# Classes from which on it is used. It was measured with 50,304.
+MANY = 10_000
+
 keras_cross_entropy = nn.sparse_categorical_crossentropy
 
 
 @contextlib.contextmanager
 def closed_cross_entropy():
-    """A context in which Keras' cross entropy of integer labels is this one; for tracing."""
+    """A context in which Keras' cross entropy of integer labels, of many classes, is this one.
+
+    For tracing.
+    """
     nn.sparse_categorical_crossentropy = _cross_entropy
     try:
         yield
@@ -30,7 +36,7 @@ def _cross_entropy(target, output, from_logits=False, axis=-1):
     rank = logits.shape.rank
     if rank and labels.shape.rank == rank and labels.shape[-1] == 1:
         labels = tf.squeeze(labels, -1)
-    fits = rank and labels.shape.rank == rank - 1 and logits.shape[-1]
+    fits = rank and labels.shape.rank == rank - 1 and (logits.shape[-1] or 0) >= MANY
     fits = fits and labels.shape.is_compatible_with(logits.shape[:-1])
     if not fits or not from_logits or axis not in (-1, rank - 1):
         return keras_cross_entropy(target, output, from_logits, axis)  # or its error
