@@ -219,7 +219,9 @@ def test_a_profile_is_shown_for_each_row(monkeypatch, tmp_path, capsys):
     gpu = {
         "gpu": 0,
         "span_ms": 9.5,
-        "busy_ms": 9.25,
+        "busy_ms": 9.125,
+        "short_gaps_ms": 0.25,
+        "long_gaps_ms": 0.125,
         "kernels": 12.0,
         "kinds_ms": {"products": 7.125, "others": 2.5},
         "from_host_ms": {"pinned": 0.75},
@@ -233,7 +235,19 @@ def test_a_profile_is_shown_for_each_row(monkeypatch, tmp_path, capsys):
     results = measure(monkeypatch, tmp_path, answer, "--profile", "--repeats=1")
     assert [x["gpu"] for x in results["rows"][0]["profile"]] == [0, 1]
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["GPU", "1", "9.50", "9.25", "7.12", "2.50", "0.75", "pinned", "12"] in lines
+    assert [
+        "GPU",
+        "1",
+        "9.50",
+        "9.12",
+        "0.25",
+        "0.12",
+        "7.12",
+        "2.50",
+        "0.75",
+        "pinned",
+        "12",
+    ] in lines
     assert ["7.125", "ms", "in", "3:", "gemm_fusion"] in lines
 
 

@@ -16,7 +16,8 @@ EVENTS = [
     ("Stream #1(Compute)", "sm90_xmma_gemm_f16f16_execute", 0.0, 4.0, None),
     ("Stream #1(Compute)", "input_reduce_fusion_12", 4.0, 2.0, None),
     ("Stream #1(Compute)", "sm90_xmma_gemm_f16f16_execute", 7.0, 3.0, None),  # a gap of 1
-    ("Stream #2(NCCL)", "ncclDevKernel_AllReduce_Sum_f32", 9.0, 3.0, None),  # beside it for 1
+    ("Stream #2(NCCL)", "ncclDevKernel_AllReduce_Sum_f32", 9.0, 2.992, None),  # beside it for 1
+    ("Stream #1(Compute)", "loop_add_fusion", 12.0, 0.008, None),  # a gap of 8 us
     ("Stream #3(MemcpyH2D)", "MemcpyH2D", 1.0, 1.5, "kind_src:pinned kind_dst:device size:8"),
     ("Stream #3(MemcpyH2D)", "MemcpyH2D", 20.0, 0.5, "kind_src:pageable kind_dst:device size:8"),
     ("Stream #3(MemcpyD2D)", "MemcpyD2D", 3.0, 1.0, "kind_src:device kind_dst:device size:8"),
@@ -77,10 +78,12 @@ def test_a_profile_by_hand(monkeypatch):
     (gpu,) = profiling.profile(work)
     assert work.seen == kernels.CALLS
     steps = 2 * kernels.CALLS
-    assert (gpu["gpu"], gpu["span_ms"] * steps, gpu["busy_ms"] * steps) == (1, 12, 11)
-    assert gpu["kernels"] * steps == 4
+    assert (gpu["gpu"], gpu["kernels"] * steps) == (1, 5)
+    times = [gpu[f"{name}_ms"] * steps for name in ("span", "busy", "short_gaps", "long_gaps")]
+    assert times == pytest.approx([12.008, 11, 0.008, 1], abs=1e-6)
     spent = {kind: ms * steps for kind, ms in gpu["kinds_ms"].items() if ms}
-    expected = {"products": 7, "reductions": 2, "sum of replicas": 3, "copies and fills": 3}
+    expected = {"products": 7, "reductions": 2, "sum of replicas": 2.992}
+    expected |= {"copies and fills": 3, "others": 0.008}
     assert spent == pytest.approx(expected)
     assert {k: ms * steps for k, ms in gpu["from_host_ms"].items()} == {
         "pageable": 0.5,

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 CALLS = 4  # of the step, in a profile
 LONGEST = 12  # kernels that are named
+LAUNCH_MS = 0.01  # Gaps up to this are those between one kernel and the next one in the queue.
 
 # What kernels do, by their names: XLA's, Triton's, cuDNN's, cuBLAS' and NCCL's. The first that fits
 # counts.
@@ -50,10 +51,11 @@ def summary(gpu, kernels, steps):
         steps: Training steps that they cover.
 
     Returns:
-        A dict: `gpu`, `span_ms` (from the first kernel's start to the last one's end), `busy_ms`
-        (some kernel ran), `kernels` (their number), `kinds_ms` (dict by `KINDS`; kernels that run
-        at the same time count twice), `from_host_ms` (dict: copies from the host, by the kind of
-        its memory) and `longest` (list of [name, ms, number]). Copies count in the dicts alone.
+        A dict: `gpu`, `span_ms` (from the first kernel's start to the last one's end), of which
+        `busy_ms` (some kernel ran), `short_gaps_ms` (no longer than `LAUNCH_MS` each) and
+        `long_gaps_ms`, `kernels` (their number), `kinds_ms` (dict by `KINDS`; kernels that run at
+        the same time count twice), `from_host_ms` (dict: copies from the host, by the kind of its
+        memory) and `longest` (list of [name, ms, number]). Copies count in the dicts alone.
     """
     kinds: collections.Counter[str] = collections.Counter()
     from_host: collections.Counter[str] = collections.Counter()
@@ -69,10 +71,14 @@ def summary(gpu, kernels, steps):
         spans.append((kernel.begin_ms, kernel.begin_ms + kernel.ms))
         names[kernel.name] += kernel.ms
         counts[kernel.name] += 1
+    busy, gaps = _busy_and_gaps(spans)
+    short = [gap for gap in gaps if gap <= LAUNCH_MS]
     return {
         "gpu": gpu,
-        "span_ms": (max(e for _, e in spans) - min(b for b, _ in spans)) / steps if spans else 0.0,
-        "busy_ms": _union(spans) / steps,
+        "span_ms": (busy + sum(gaps)) / steps,
+        "busy_ms": busy / steps,
+        "short_gaps_ms": sum(short) / steps,
+        "long_gaps_ms": (sum(gaps) - sum(short)) / steps,
         "kernels": len(spans) / steps,
         "kinds_ms": {kind: kinds[kind] / steps for kind in (*KINDS, OTHERS)},
         "from_host_ms": {kind: ms / steps for kind, ms in sorted(from_host.items())},
@@ -90,10 +96,12 @@ def kind_of(name):
     return OTHERS
 
 
-def _union(spans):
-    """Length of what the spans cover."""
-    total, until = 0.0, float("-inf")
+def _busy_and_gaps(spans):
+    """Length of what the spans cover, and those of the gaps between them."""
+    busy, gaps, until = 0.0, [], None
     for begin, end in sorted(spans):
-        total += max(0.0, end - max(begin, until))
+        until = begin if until is None else until
+        gaps.append(max(0.0, begin - until))
+        busy += max(0.0, end - max(begin, until))
         until = max(until, end)
-    return total
+    return busy, gaps

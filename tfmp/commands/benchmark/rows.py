@@ -204,10 +204,12 @@ def table(rows):
 
 def profile(gpus):
     """A profile as text: each GPU's times by kind, and the first one's longest kernels."""
-    lines = [["ms a step", "span", "busy", *gpus[0]["kinds_ms"], "from the host", "kernels"]]
+    spans = {"span": "span_ms", "busy": "busy_ms"}
+    spans |= {"short gaps": "short_gaps_ms", "long gaps": "long_gaps_ms"}
+    lines = [["ms a step", *spans, *gpus[0]["kinds_ms"], "from the host", "kernels"]]
     for gpu in gpus:
         copies = ", ".join(f"{ms:.2f} {kind}" for kind, ms in gpu["from_host_ms"].items())
-        times = [gpu["span_ms"], gpu["busy_ms"], *gpu["kinds_ms"].values()]
+        times = [*(gpu[name] for name in spans.values()), *gpu["kinds_ms"].values()]
         cells = [f"{ms:.2f}" for ms in times]
         lines.append([f"GPU {gpu['gpu']}", *cells, copies or "-", f"{gpu['kernels']:.0f}"])
     longest = [f"{ms:8.3f} ms in {n:4.4g}: {name}" for name, ms, n in gpus[0]["longest"]]
