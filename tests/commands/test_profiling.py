@@ -112,6 +112,11 @@ def test_a_profile_by_hand(monkeypatch):
         ("triton_red_fused__log_softmax_nll_loss_forward_12", 5),
         ("triton_per_fused_native_layer_norm_backward_3", 5),
         ("triton_poi_fused_gelu_backward_7", 7),
+        ("triton_poi_fused__to_copy_add_gelu_3", 7),
+        ("triton_tem_fused_mm_3", 3),
+        ("triton_poi_fused__scaled_dot_product_flash_attention_clone_4", 7),
+        ("triton_per_fused__scaled_dot_product_flash_attention_backward_sum_1", 5),
+        ("void at::native::vectorized_elementwise_kernel<4, at::native::FillFunctor<float>", 6),
         ("Memcpy HtoD (Pinned -> Device)", 6),
         ("loop_convert_fusion_12", 7),
         ("loop_select_fusion", 7),
@@ -121,7 +126,8 @@ def test_kinds_of_kernels(name, kind):
     assert kernels.kind_of(name) == [*kernels.KINDS, kernels.OTHERS][kind]
 
 
-def test_without_a_gpu_nothing_is_measured_first():
+def test_without_a_gpu_nothing_is_measured_first(monkeypatch):
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [])
     with pytest.raises(errors.UserError, match=r"^Expected a GPU for --profile"):
         ours.measure({"profile": True})
 

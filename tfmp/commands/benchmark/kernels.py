@@ -12,18 +12,20 @@ CALLS = 4  # of the step, in a profile
 LONGEST = 12  # kernels that are named
 LAUNCH_MS = 0.01  # Gaps up to this are those between one kernel and the next one in the queue.
 
-# What kernels do, by their names: XLA's, Triton's, cuDNN's, cuBLAS' and NCCL's. The first that fits
-# counts.
+# What kernels do, by their names: XLA's, PyTorch's, cuDNN's, cuBLAS' and NCCL's. The first that
+# fits counts.
 KINDS = {
     "sum of replicas": "nccl",
     "attention": "sdpa|fmha|flash|dot_do_o|convert_dq",
     "convolutions": "fprop|dgrad|wgrad|convolve|implicit_gemm",
     "products": "gemm|cutlass|gemv|nvjet|matmul|splitk",
     "concatenations": "concatenate",
-    "reductions": "reduce|triton_(red|per)_",
-    "copies and fills": "^memcpy|^memset|copy",
+    "reductions": "reduce",
+    "copies and fills": "^memcpy|^memset|copy|fillfunctor",
 }
 OTHERS = "others"
+# Of torch.compile, whose kernels have all in their names that was put into them.
+INDUCTOR = {"tem": "products", "red": "reductions", "per": "reductions", "poi": OTHERS}
 
 
 class Kernel(NamedTuple):
@@ -90,6 +92,8 @@ def summary(gpu, kernels, steps):
 
 def kind_of(name):
     """A kernel's kind, by its name."""
+    if made := re.match(r"triton_([a-z]+)_", name):
+        return INDUCTOR.get(made[1], OTHERS)
     for kind, pattern in KINDS.items():
         if re.search(pattern, name, re.IGNORECASE):
             return kind
