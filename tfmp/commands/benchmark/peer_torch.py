@@ -208,7 +208,7 @@ def _profile(work):
     found = collections.defaultdict(list)
     for event in profiler.events():
         on_gpu = event.device_type == torch.autograd.DeviceType.CUDA
-        if not on_gpu or event.is_user_annotation:  # the latter have kernels within them
+        if not on_gpu or getattr(event, "is_user_annotation", False):  # which have kernels within
             continue
         begin, end = event.time_range.start / 1e3, event.time_range.end / 1e3  # from microseconds
         copy = re.match(r"Memcpy HtoD \((\w+) ", event.name)
