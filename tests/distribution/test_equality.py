@@ -20,7 +20,6 @@ from helpers import (
 import tfmp
 from tfmp import distribution, errors
 from tfmp.training.accelerate import uses_xla
-from tfmp.training.replica import ReplicaSteps
 
 pytestmark = pytest.mark.replicas(2)
 BATCH = 8
@@ -83,26 +82,27 @@ def test_without_batch_norm(strategy, count, jit_compile):
     )
 
 
-@pytest.mark.parametrize(
-    ("counts", "weights", "total"),
-    [((4, 4), (1, 1), 2), ((3, 2), (1, 2 / 3), 5 / 3), ((1, 0), (1, 0), 1)],
-)
-def test_weights_are_shares_of_the_largest_replica(strategy, counts, weights, total):
-    """None above 1, by which a scaled loss would overflow where one device's doesn't."""
-    model = make(strategy, model=plain)
-    x, y = images(max(counts))
+def test_means_of_float16_variables_are_taken_before_they_are_rounded(strategy):
+    """A sum of two would be infinite."""
 
-    def on_replica(index):
-        data = x[: counts[index]], y[: counts[index]]
-        return ReplicaSteps(model).weights(index, data, distribution.replica_sum)
+    def loss(labels, outputs):
+        return outputs[..., 0]
 
-    @tf.function(autograph=False)
-    def run():
-        return strategy.run(lambda: on_replica(distribution.replica_index()))
+    def make_model(strategy):
+        with strategy.scope():
+            zeros = keras.layers.Dense(
+                1, use_bias=False, kernel_initializer="zeros", dtype="float16"
+            )
+            model = keras.Sequential([keras.Input((1,)), zeros])
+            optimizer = tfmp.wrap(keras.optimizers.SGD(2.0**-10), static_scale=1.0)
+            model.compile(optimizer, loss)
+        return model
 
-    own, of_all = (strategy.experimental_local_results(x) for x in run())
-    np.testing.assert_allclose(own, weights, rtol=1e-6)
-    np.testing.assert_allclose(of_all, [total] * 2, rtol=1e-6)
+    x = np.full((4, 1), 40_000.0, np.float32)
+    for place in (NONE, strategy):
+        model = tfmp.accelerate(make_model(place), jit_compile=False)
+        model.fit(x, np.zeros(4), batch_size=4, verbose=0)
+        np.testing.assert_allclose(model.get_weights()[0], [[-40_000 / 2**10]], rtol=1e-3)
 
 
 def synchronized(strategy):

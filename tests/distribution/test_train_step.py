@@ -44,6 +44,21 @@ class Unscaled(Usual):
         return {"loss": self._loss_tracker.result()}
 
 
+class Decaying(Usual):
+    """Changes the gradients by what is not in the loss."""
+
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = self.compute_loss(x=x, y=y, y_pred=self(x, training=True))
+            scaled = self.optimizer.scale_loss(loss)
+        gradients = tape.gradient(scaled, self.trainable_variables)
+        pairs = zip(gradients, self.trainable_variables, strict=True)
+        self.optimizer.apply([g + 0.1 * v for g, v in pairs], self.trainable_variables)
+        self._loss_tracker.update_state(loss, sample_weight=tf.shape(x)[0])
+        return {"loss": self._loss_tracker.result()}
+
+
 def fit(model, epochs=2):
     x, y = images(21)  # of the last batch 3 and 2 examples
     return model.fit(x, y, batch_size=8, epochs=epochs, shuffle=False, verbose=0).history
@@ -62,6 +77,18 @@ def test_it_trains_as_the_standard_one_does(strategy, policy, cls):
     for name, values in logs[0].items():
         np.testing.assert_allclose(values, logs[1][name], rtol=1e-5, err_msg=name)
     assert_replicas_agree(own)
+
+
+def test_what_it_adds_to_the_gradients_is_weighted_with_them(strategy):
+    """Also of a last batch of which the replicas get 3 and 2 examples."""
+
+    def model():
+        return build(batch_norm=False, dropout=0, cls=Decaying)
+
+    one, two = (make(x, model=model, weighted_metrics=None) for x in (NONE, strategy))
+    for trained in (one, two):
+        fit(tfmp.accelerate(trained, jit_compile=False))
+    assert_close(one, two)
 
 
 # --- what can't run

@@ -286,13 +286,10 @@ class Engine:
 
         def replica_step(index):
             def step(data):
-                weight = weights = 1.0
+                summed, kept, measured = forward[index](data)
                 if steps.replicas > 1:
-                    weight, weights = steps.weights(index, data, add_up)
-                summed, kept, measured = forward[index](data, weight)
-                if steps.replicas > 1:
-                    summed, weights = vectors.add_up(summed, add_up, weights)
-                return commit[index](summed, kept, weights) | measured
+                    summed = vectors.add_up(summed, add_up)
+                return commit[index](summed, kept) | measured
 
             return step
 

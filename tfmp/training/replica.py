@@ -84,98 +84,76 @@ class ReplicaSteps:
             _assign(state, _select(good, _values(state), before))
             return logs_of.with_metrics(self.model, logs, of_metrics) | measured
 
-    def weights(self, index, data, add_up):
-        """A replica's number of examples, and that of all, as shares of the largest replica's.
-
-        Both are scalars; the first is 1 where all replicas have as many. For the replica context of
-        the strategy.
-
-        Args:
-            index: Position of the replica in this process.
-            data: The replica's data.
-            add_up: Function of a tensor and its number that returns its sum over the replicas.
-        """
-        with self._on(index):
-            count = tf.cast(_count(data), self._dtype()) + self._zero()
-        position = distribution.first_replica(self.model.distribute_strategy) + index
-        counts = add_up(count * tf.one_hot(position, self.replicas, dtype=count.dtype), 0)
-        most = tf.reduce_max(counts)
-        return count / most, tf.reduce_sum(counts) / most
-
     def forward_backward(self, index, native=False, in_one=True):
-        """A function of the replica's data and its weight that changes nothing for good.
+        """A function of the replica's data that changes nothing for good.
 
         It returns vectors to be summed over the replicas, values that this replica is to keep, and
-        what a traced step has measured. The vectors have the gradients of the scaled loss and the
-        changes of statistics, both weighted, and the logs, as they are and as they are if the step
-        is skipped. (The logs, since the host would wait for a mean over devices at the end of each
-        step.)
+        what a traced step has measured. The vectors have the gradients of the scaled loss, the
+        changes of statistics, both weighted by the number of examples, that number, and the logs,
+        as they are and as they are if the step is skipped. (The number, and not a share that the
+        host has worked out: for a scalar from the host a GPU step would have to wait until the
+        former one has ended. The logs, since the host would wait for a mean over devices at the
+        end of each step.)
 
         Args:
             index: Position of the replica in this process.
             native: Run in the strategy's own replica context, where layers can talk to the other
-                replicas.
+                replicas. What they say to each other has to be weighted in the loss.
             in_one: Whether it is to be one vector.
         """
 
-        def forward_backward(data, weight):
-            count = _count(data)
-            if native:
-                some = tf.debugging.assert_positive(count, message=EMPTY_PART)
-                with tf.control_dependencies([some]):
-                    # In its own context Keras divides the loss by the number of replicas.
-                    loss_weight = weight * self.replicas
-            else:
-                loss_weight = weight
+        def forward_backward(data):
+            count = tf.cast(_count(data), self._dtype())
+            share = _share(count) if native else 1.0
             with contextlib.nullcontext() if native else self._on(index):
                 statistics, metrics = self._statistics(), self._metric_variables()
                 before, metrics_before = _values(statistics), _values(metrics)
                 seeds = [v for v in statistics if v.name == "seed_generator_state"]
                 position = distribution.first_replica(self.model.distribute_strategy) + index
                 _shift(seeds, position)
+                # Inside a strategy Keras divides the loss by the number of replicas.
+                weight = share * self.replicas if native else 1.0
                 several = self.replicas > 1
                 data = data if native or not several else _filled(data)
-                gradients, logs, measured = self._gradients(data, loss_weight)
+                gradients, logs, measured = self._gradients(data, weight)
                 of_metrics = logs_of.of_metrics(self.model, logs)
                 _shift(seeds, -position)
                 after = _values(statistics)
                 changes = [
-                    (new - old) * tf.cast(weight, old.dtype)
+                    (new - old) * tf.cast(share, old.dtype)
                     for old, new in zip(before, after, strict=True)
                     if old.dtype.is_floating
                 ]
+                parts = [*self._flat(changes), *gradients]
                 kept = [x for x in after if not x.dtype.is_floating]
                 metrics_after = _select(count > 0, _values(metrics), metrics_before)
                 _assign(metrics, metrics_after)
                 done = logs_of.with_metrics(self.model, logs, of_metrics)
                 _assign(statistics + metrics, before + metrics_before)
                 undone = logs_of.with_metrics(self.model, logs, of_metrics)
+                weights = tf.ones_like(count) / self.replicas
+                if several and not native:
+                    parts, weights = [_weighed(count, x) for x in parts], count
                 done, self._logs = logs_of.pack(done, self._dtype())
                 undone, _ = logs_of.pack(undone, self._dtype())
-                parts = [*self._flat(changes), *gradients]
-                if several and not native:  # of no example they may be anything
-                    nothing = self._zero()
-                    parts = [tf.where(count > 0, x, nothing) for x in parts]
-                joined = vectors.join(parts, [done, undone], in_one=in_one)
-                return joined, kept + metrics_after, measured
+                rest = [tf.reshape(weights, [1]), done, undone]
+                mark = None if in_one else self._unknown_zero()
+                return vectors.join(parts, rest, mark), kept + metrics_after, measured
 
         return forward_backward
 
     def commit(self, index):
-        """A function that updates the variables.
+        """A function of the vectors of `forward_backward`, summed, and what to keep: updates."""
 
-        It takes the sums of the vectors of `forward_backward`, what to keep, and the weights' sum.
-        """
-
-        def commit(summed, kept, weights):
+        def commit(summed, kept):
             with self._on(index):
                 size = logs_of.size(self._logs)
+                _, weights, done, undone = tf.split(summed[-1], [-1, 1, size, size])
                 statistics, metrics = self._statistics(), self._metric_variables()
                 floating = [v for v in statistics if tf.as_dtype(v.dtype).is_floating]
                 rest = [v for v in statistics if not tf.as_dtype(v.dtype).is_floating]
-                sums, logs = vectors.split(summed, floating + self._variables, 2 * size)
-                means = [x / tf.cast(weights, x.dtype) for x in sums]
-                done, undone = tf.split(logs / self.replicas, 2)
+                means = summed if self.replicas == 1 else [x / weights for x in summed]
+                means = vectors.split(means, floating + self._variables)
                 count = len(floating)
                 gradients = [
                     g if has else None
@@ -192,10 +170,11 @@ class ReplicaSteps:
                 after = [a + b for a, b in zip(before, means[:count], strict=False)] + kept
                 if skipped is None:
                     _assign(state, after)
-                    return logs_of.unpack(done, self._logs) | measured
+                    return logs_of.unpack(done / self.replicas, self._logs) | measured
                 good = tf.equal(skipped, self._skipped_steps())
                 _assign(state, _select(good, after, before))
-                return logs_of.unpack(tf.where(good, done, undone), self._logs) | measured
+                chosen = tf.where(good, done, undone) / self.replicas
+                return logs_of.unpack(chosen, self._logs) | measured
 
         return commit
 
@@ -297,15 +276,16 @@ class ReplicaSteps:
     def _flat(self, tensors):
         return [tf.reshape(tf.cast(x, self._dtype()), [-1]) for x in tensors]
 
-    def _zero(self):
-        """A scalar 0 of which XLA doesn't know that it is.
+    def _unknown_zero(self):
+        """A vector of one 0, of which XLA doesn't know that it is.
 
-        XLA takes a number that it knows for the same in all replicas, and doesn't add it up.
+        XLA takes numbers that it knows for the same in all replicas, and doesn't add them up.
         """
-        return tf.cast(tf.minimum(loss_scale.steps(self.model.optimizer), 0), self._dtype())
+        steps = loss_scale.steps(loss_scale.optimizers_of(self.model)[0])
+        return tf.reshape(tf.cast(tf.minimum(steps, 0), self._dtype()), [1])
 
     def _dtype(self):
-        """Type of the vector that is summed over the replicas."""
+        """Type of the vectors that are summed over the replicas."""
         wide = any(v.dtype == "float64" for v in self.model.variables)
         return tf.float64 if wide else tf.float32
 
@@ -395,6 +375,20 @@ def _shift(seeds, index):
     for seed in seeds if index else ():
         offset = tf.constant(np.array([index * SEED_STRIDE, 0]), tf.int64)
         seed.assign(seed.value + tf.cast(offset, seed.value.dtype))
+
+
+def _share(count):
+    """This replica's share of the examples of all, in a strategy's replica context."""
+    some = tf.debugging.assert_positive(count, message=EMPTY_PART)
+    with tf.control_dependencies([some]):
+        count = tf.identity(count)
+    context = tf.distribute.get_replica_context()
+    return tf.cast(count / context.all_reduce(tf.distribute.ReduceOp.SUM, count), tf.float32)
+
+
+def _weighed(count, x):
+    """X times the number of examples; of none, x may be anything."""
+    return tf.where(count > 0, x * count, tf.zeros_like(x))
 
 
 def _count(data):
