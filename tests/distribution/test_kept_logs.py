@@ -7,6 +7,7 @@ get the same examples, and the sum is twice what each has.
 import collections
 import functools
 import importlib
+import re
 
 import keras
 import numpy as np
@@ -18,6 +19,7 @@ from tensorflow.python.eager import context  # no public way to a function's par
 import tfmp
 from tfmp import distribution
 from tfmp.training import executions, vector
+from tfmp.training.replica import ReplicaSteps
 
 pytestmark = [
     pytest.mark.replicas(2),
@@ -142,6 +144,58 @@ def test_no_device_tells_another_that_it_is_done(strategy, gpus, loops, monkeypa
 
 def test_the_sum_within_a_program_brings_nothing_from_the_host(strategy, gpus):
     assert transfers(strategy, 1) == 0
+
+
+class Unused(keras.layers.Layer):
+    """Has a weight without a gradient."""
+
+    def build(self, shape):
+        self.unused = self.add_weight(shape=(300,))
+
+    def call(self, x):
+        return x
+
+
+def known(text):
+    """Results of a program, in XLA's words, that depend on none of its parameters."""
+    entry = text[text.index("\nENTRY") :]
+    lines = re.findall(r"^ +(ROOT )?%(\S+) = .*? ([\w-]+)\((.*)", entry, re.M)
+    needs = {name: re.findall(r"%([\w.-]+)", rest) for _, name, _, rest in lines}
+    given = {name for _, name, operation, _ in lines if operation == "parameter"}
+    for name in needs:  # in the order of their computation
+        if given & set(needs[name]):
+            given.add(name)
+    (root,) = (rest for first, _, _, rest in lines if first)
+    return [x for x in re.findall(r"%([\w.-]+)", root.split(")")[0]) if x not in given]
+
+
+@pytest.mark.filterwarnings("ignore:Gradients do not exist")
+@pytest.mark.parametrize("count", [4, 0])
+def test_xla_knows_no_sum_of_any_vector(strategy, monkeypatch, count):
+    """It would leave it out, as the same on all replicas; and others would wait for this one."""
+    monkeypatch.setattr(vector, "SIZE", 200)
+
+    def parts():
+        layers = keras.layers
+        return keras.Sequential(
+            [keras.Input((8, 8, 1)), layers.Flatten(), Unused(), layers.Dense(10), Unused()]
+        )
+
+    model = make(strategy, model=parts)
+    tfmp.accelerate(model, jit_compile=False).fit(*images(4), verbose=0)  # makes what it needs
+    steps = ReplicaSteps(model)
+
+    def known_vectors():
+        forward = steps.forward_backward(0, in_one=False)
+        step = tf.function(lambda *data: forward(data)[0], jit_compile=True, autograph=False)
+        data = [tf.constant(x[:count]) for x in images(4)]
+        vectors = step.get_concrete_function(*data).outputs
+        assert [x.shape[0] for x in vectors] == [300, 650, 305]
+        return known(step.experimental_get_compiler_ir(*data)(stage="optimized_hlo"))
+
+    assert not known_vectors()
+    monkeypatch.setattr(ReplicaSteps, "_unknown_zero", lambda self: 0.0)
+    assert len(known_vectors()) == (1 if count else 2)
 
 
 def test_the_sum_within_a_program_is_the_strategys(strategy, monkeypatch):

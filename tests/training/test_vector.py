@@ -7,7 +7,6 @@ import tensorflow as tf
 from tfmp.training import vector
 
 OPERANDS = 96  # of a kernel, for a GPU
-MARK = tf.constant([-1.0])
 
 
 def tensors(count):
@@ -37,7 +36,7 @@ def test_parts_come_back_as_sums(monkeypatch, count, jit_compile, in_one):
 
     @tf.function(jit_compile=jit_compile, autograph=False)
     def back(parts):
-        joined = vector.join(flat(parts), rest, None if in_one else MARK)
+        joined = vector.join(flat(parts), rest, in_one)
         sums = vector.add_up(joined, double)
         return vector.split(sums, parts), sums[-1][-3:]
 
@@ -50,15 +49,13 @@ def test_parts_come_back_as_sums(monkeypatch, count, jit_compile, in_one):
     np.testing.assert_array_equal(tail, [14, 16, 18])
 
 
-def test_the_last_parts_come_first_and_each_vector_has_the_mark(monkeypatch):
-    """By which XLA can't take it for a constant, the same in all replicas."""
+def test_the_last_parts_come_first(monkeypatch):
     monkeypatch.setattr(vector, "SIZE", 20)
     sizes = [30, 1, 19, 2, 20, 3]
     parts = [tf.fill([size], float(size)) for size in sizes]
-    joined = vector.join(parts, [tf.ones([1])], MARK)
-    groups = [[3, 20, -1], [2, 19, -1], [1, 30, -1, 1]]
-    assert [list(dict.fromkeys(x.numpy())) for x in joined[:2]] == groups[:2]
-    np.testing.assert_array_equal(joined[2], [1, *[30] * 30, -1, 1])
+    joined = vector.join(parts, [tf.zeros([1])], in_one=False)
+    groups = [[3, 20], [2, 19], [1, 30, 0]]
+    assert [list(dict.fromkeys(x.numpy())) for x in joined] == groups
 
 
 def test_no_concatenation_has_more_parts_than_a_kernel_takes():
@@ -66,13 +63,13 @@ def test_no_concatenation_has_more_parts_than_a_kernel_takes():
     counts = []
 
     def step(x):
-        joined = vector.join(x, [tf.ones([1])] * 3, MARK)
+        joined = vector.join(x, [tf.ones([1])] * 3, in_one=False)
         counts.extend(len(x.op.inputs) - 1 for x in joined)  # (one is the axis)
         return joined
 
     step = tf.function(step, autograph=False)
     step.get_concrete_function([tf.ones([size]) for size in sizes])
-    assert sum(counts) == len(sizes) + len(counts) + 3
+    assert len(counts) == 1 + -(-400 // vector.PARTS)
     assert max(counts) <= OPERANDS
 
 
@@ -91,7 +88,7 @@ def test_no_sum_comes_before_the_former(monkeypatch, jit_compile):
         return sums[-1]
 
     def step(x):
-        return vector.add_up(vector.join([x, x, x], [tf.ones([1])], MARK), add_up)
+        return vector.add_up(vector.join([x, x, x], [tf.ones([1])], in_one=False), add_up)
 
     tf.function(step, jit_compile=jit_compile, autograph=False).get_concrete_function(tf.ones([20]))
     assert len(sums) == 3

@@ -137,8 +137,10 @@ class ReplicaSteps:
                 done, self._logs = logs_of.pack(done, self._dtype())
                 undone, _ = logs_of.pack(undone, self._dtype())
                 rest = [tf.reshape(weights, [1]), done, undone]
-                mark = None if in_one else self._unknown_zero()
-                return vectors.join(parts, rest, mark), kept + metrics_after, measured
+                if several and not in_one:
+                    zero = self._unknown_zero()
+                    parts, rest = ([x + zero for x in some] for some in (parts, rest))
+                return vectors.join(parts, rest, in_one), kept + metrics_after, measured
 
         return forward_backward
 
@@ -277,12 +279,13 @@ class ReplicaSteps:
         return [tf.reshape(tf.cast(x, self._dtype()), [-1]) for x in tensors]
 
     def _unknown_zero(self):
-        """A vector of one 0, of which XLA doesn't know that it is.
+        """A scalar 0, of which XLA doesn't know that it is.
 
-        XLA takes numbers that it knows for the same in all replicas, and doesn't add them up.
+        XLA takes what it knows for the same in all replicas, and doesn't add it up: the gradients
+        of a weight that has none, or of no example; and other replicas would wait for this one.
         """
         steps = loss_scale.steps(loss_scale.optimizers_of(self.model)[0])
-        return tf.reshape(tf.cast(tf.minimum(steps, 0), self._dtype()), [1])
+        return tf.cast(tf.minimum(steps, 0), self._dtype())
 
     def _dtype(self):
         """Type of the vectors that are summed over the replicas."""

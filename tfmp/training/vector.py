@@ -22,21 +22,18 @@ SIZE = 2**23
 PARTS = 64
 
 
-def join(parts, rest, mark):
+def join(parts, rest, in_one):
     """One vector of many parts, or several.
 
     Args:
         parts: Tensors of one axis and one dtype, sizes known.
         rest: Likewise, and few; they are the end of the last vector.
-        mark: Likewise, something that each of several vectors is to have behind its parts; None:
-            one vector, without.
+        in_one: Whether it is to be one vector.
 
     Returns:
         List of tensors of one axis.
     """
-    in_one = mark is None
-    marks = [] if in_one else [mark]
-    groups = [[*(parts[i] for i in group), *marks] for group in _groups(parts, in_one)]
+    groups = [[parts[i] for i in group] for group in _groups(parts, in_one)]
     groups[-1] += rest
     return [tf.concat(group, 0) for group in groups]
 
