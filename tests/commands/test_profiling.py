@@ -97,6 +97,29 @@ def test_a_profile_by_hand(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("products", "slow"),
+    [((18.8, 18.9, 19.1, 26.3), [3]), ((26.3, 18.8), [0]), ((18.8, 19.5), []), ((18.8,), [])],
+)
+def test_a_gpu_that_is_slower_than_the_others_is_named(products, slow):
+    """Three of these waited for the fourth, a hot one, within the sum."""
+    gpus = [
+        kernels.summary(
+            number,
+            [
+                kernels.Kernel("gemm", 0.0, ms),
+                kernels.Kernel("ncclDevKernel_AllReduce", ms, 29.0 - ms),
+            ],
+            steps=1,
+        )
+        for number, ms in enumerate(products)
+    ]
+    text = rows.profile(gpus)
+    assert text.count("they wait for it") == len(slow)
+    for number in slow:
+        assert f"GPU {number} takes 1.4" in text or f"GPU {number} takes 1.39" in text
+
+
+@pytest.mark.parametrize(
     ("name", "kind"),
     [
         ("ncclDevKernel_AllReduce_Sum_f32_RING_LL(ncclDevKernelArgsStorage<4096ul>)", 0),

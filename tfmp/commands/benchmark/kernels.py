@@ -14,8 +14,9 @@ LAUNCH_MS = 0.01  # Gaps up to this are those between one kernel and the next on
 
 # What kernels do, by their names: XLA's, PyTorch's, cuDNN's, cuBLAS' and NCCL's. The first that
 # fits counts.
+SUMS = "sum of replicas"
 KINDS = {
-    "sum of replicas": "nccl",
+    SUMS: "nccl",
     "attention": "sdpa|fmha|flash|dot_do_o|convert_dq",
     "convolutions": "fprop|dgrad|wgrad|convolve|implicit_gemm",
     "products": "gemm|cutlass|gemv|nvjet|matmul|splitk",

@@ -4,6 +4,11 @@ import dataclasses
 import math
 import statistics
 
+from tfmp.commands.benchmark import kernels
+
+# A GPU that takes so much longer than others for the same kernels is not as it should be.
+SLOW = 1.1
+
 # Forward pass, gradients of the inputs and gradients of the weights cost about the same; a
 # multiply-add is two operations.
 OPERATIONS = 3 * 2
@@ -213,7 +218,20 @@ def profile(gpus):
         cells = [f"{ms:.2f}" for ms in times]
         lines.append([f"GPU {gpu['gpu']}", *cells, copies or "-", f"{gpu['kernels']:.0f}"])
     longest = [f"{ms:8.3f} ms in {n:4.4g}: {name}" for name, ms, n in gpus[0]["longest"]]
-    return "\n".join([*_aligned(lines), *longest])
+    return "\n".join([*_aligned(lines), *_slow(gpus), *longest])
+
+
+def _slow(gpus):
+    """A line for each GPU for which the others wait: its own work takes longer than theirs."""
+    own = [sum(ms for kind, ms in x["kinds_ms"].items() if kind != kernels.SUMS) for x in gpus]
+    usual = statistics.median_low(own)
+    for gpu, ms in zip(gpus, own, strict=True):
+        if ms > SLOW * usual:
+            yield (
+                f"GPU {gpu['gpu']} takes {ms / usual:.2f} times as long as the others for the same "
+                "kernels, and they wait for it: `nvidia-smi -q -d PERFORMANCE,TEMPERATURE` may say "
+                "why."
+            )
 
 
 def _aligned(lines):
