@@ -267,13 +267,8 @@ def replica_index() -> int | tf.Tensor:
     return tf.cast(context.replica_id_in_sync_group, tf.int64) if known is None else int(known)
 
 
-def replica_sum(x: tf.Tensor, number: int = 0) -> tf.Tensor:
-    """The sum over all replicas; for the replica context of their strategy.
-
-    Args:
-        x: Tensor of the same shape and dtype on all replicas.
-        number: Ignored: the strategy numbers its sums.
-    """
+def replica_sum(x: tf.Tensor) -> tf.Tensor:
+    """The sum over all replicas; for the replica context of their strategy."""
     context = tf.distribute.get_replica_context()
     return context.all_reduce(tf.distribute.ReduceOp.SUM, x)
 

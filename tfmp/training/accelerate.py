@@ -276,13 +276,17 @@ class Engine:
         indices = range(steps.local_replicas)
         native = not uses_xla(self.model)
         within_xla = self._sums_within_xla()
-        add_up = distribution.sum_within_xla if within_xla else distribution.replica_sum
         whole = steps.replicas == 1 or within_xla
         forward = [steps.forward_backward(i, native, in_one=not whole) for i in indices]
         commit = [steps.commit(index) for index in indices]
         if not whole:
             forward = [executions.after_inputs(f) if native else self._compiled(f) for f in forward]
             commit = [self._compiled(function) for function in commit]
+
+        def add_up(x, number):
+            if within_xla:
+                return distribution.sum_within_xla(x, number)
+            return distribution.replica_sum(x)  # which numbers its sums itself
 
         def replica_step(index):
             def step(data):

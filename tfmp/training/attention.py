@@ -20,7 +20,7 @@ from keras.src.ops.nn import DotProductAttention  # it has no public name
 from tfmp.models import flops
 from tfmp.training import cudnn_attention
 from tfmp.training.barrier import barrier
-from tfmp.training.fused import replaced
+from tfmp.training.replaced import replaced
 
 
 @contextlib.contextmanager

@@ -7,10 +7,10 @@ gradient written out: probabilities less the one-hot labels. Keras' accuracy loo
 the largest logit; `is_top_one` looks whether one is in the label's way.
 """
 
-import contextlib
-
 import tensorflow as tf
 from keras.src.backend.tensorflow import nn  # `keras.ops` looks its functions up there
+
+from tfmp.training.replaced import replaced_operation
 
 # Classes from which on it is used. It was measured with 50,304.
 MANY = 10_000
@@ -18,17 +18,12 @@ MANY = 10_000
 keras_cross_entropy = nn.sparse_categorical_crossentropy
 
 
-@contextlib.contextmanager
 def closed_cross_entropy():
     """A context in which Keras' cross entropy of integer labels, of many classes, is this one.
 
     For tracing.
     """
-    nn.sparse_categorical_crossentropy = _cross_entropy
-    try:
-        yield
-    finally:
-        nn.sparse_categorical_crossentropy = keras_cross_entropy
+    return replaced_operation("sparse_categorical_crossentropy", _cross_entropy)
 
 
 def _cross_entropy(target, output, from_logits=False, axis=-1):

@@ -17,7 +17,6 @@ References:
     XLA, xla/service/gpu/backend_configs.proto, CudnnfMHABackendConfig: the fields of `_config`.
 """
 
-import contextlib
 import functools
 import json
 import warnings
@@ -26,6 +25,8 @@ import tensorflow as tf
 from keras.src.backend.tensorflow import nn  # `keras.ops` looks its functions up there
 from tensorflow.compiler.tf2xla.python import xla
 from tensorflow.python.framework.config import is_op_determinism_enabled  # no public one
+
+from tfmp.training.replaced import replaced_operation
 
 FORWARD, BACKWARD = "__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"
 TYPES = {tf.float16: "F16", tf.bfloat16: "BF16"}
@@ -52,14 +53,9 @@ BACKWARD_PRODUCTS = {
 keras_attention = nn.dot_product_attention
 
 
-@contextlib.contextmanager
 def cudnn_attention():
     """A context in which Keras' attention is cuDNN's where it can be; for tracing under XLA."""
-    nn.dot_product_attention = _attention
-    try:
-        yield
-    finally:
-        nn.dot_product_attention = keras_attention
+    return replaced_operation("dot_product_attention", _attention)
 
 
 def takes(*tensors):

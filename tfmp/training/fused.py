@@ -26,6 +26,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfmp.training import rows
+from tfmp.training.replaced import replaced
 
 # The most places in a pooling window: each is one more read of the input, spelled out.
 MOST_PLACES = 16
@@ -75,16 +76,6 @@ def _fused(layer):
     if kind is keras.layers.Conv2D and layer.kernel_size == (1, 1) and layer.groups == 1:
         return {"convolution_op": _pointwise(layer)}
     return {}
-
-
-@contextlib.contextmanager
-def replaced(layer, name, function):
-    """A context in which a method of one layer, which has its class's, is a function."""
-    vars(layer)[name] = function
-    try:
-        yield
-    finally:
-        vars(layer).pop(name, None)
 
 
 # --- batch normalization

@@ -9,11 +9,12 @@ References:
     Hendrycks and Gimpel 2016, Gaussian Error Linear Units, arXiv:1606.08415, section 2.
 """
 
-import contextlib
 import math
 
 import tensorflow as tf
 from keras.src.backend.tensorflow import nn  # `keras.ops` looks its functions up there
+
+from tfmp.training.replaced import replaced_operation
 
 # Of the approximation by tanh.
 CUBIC = 0.044715
@@ -21,14 +22,9 @@ CUBIC = 0.044715
 keras_gelu = nn.gelu
 
 
-@contextlib.contextmanager
 def closed_gelu():
     """A context in which Keras' GELU is the one of this module; for tracing."""
-    nn.gelu = _gelu
-    try:
-        yield
-    finally:
-        nn.gelu = keras_gelu
+    return replaced_operation("gelu", _gelu)
 
 
 def _gelu(x, approximate=True):

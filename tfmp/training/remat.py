@@ -19,7 +19,7 @@ import tensorflow as tf
 from keras.src.ops.nn import DotProductAttention  # it has no public name
 
 from tfmp.training.barrier import barrier
-from tfmp.training.fused import replaced
+from tfmp.training.replaced import replaced
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ from keras import layers
 
 from tfmp.models import flops
 from tfmp.policies.change import sublayers
-from tfmp.training.fused import replaced
+from tfmp.training.replaced import replaced
 
 TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
 SEPARABLE = (layers.SeparableConv1D, layers.SeparableConv2D)

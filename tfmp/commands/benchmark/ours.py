@@ -144,8 +144,9 @@ def make_replicas(count):
 def all_reduce_ms(classifier, repeats=50):
     """Milliseconds that adding up float32 gradients over the replicas takes; None for one.
 
-    On GPUs with XLA, as in a training step: with writing the vector, and without the host, which
-    has its part only once for all repeats.
+    As one vector, where the step of several GPUs adds up parts of it. On GPUs with XLA within a
+    program, as there: with writing the vector, and without the host, which has its part only once
+    for all repeats.
 
     Args:
         classifier: A compiled Keras model.
