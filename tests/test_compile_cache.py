@@ -14,7 +14,7 @@ import keras
 import pytest
 import tensorflow as tf
 
-from tfmp import compile_cache, hardware, training
+from tfmp import compile_cache, hardware, provenance, training
 from tfmp.errors import TfmpError
 from tfmp.training import loop
 
@@ -131,6 +131,7 @@ def test_what_decides_how_a_program_is_compiled_is_in_the_folder_name(home, monk
         (tf.version, "GIT_VERSION", "another"),
         (tf.sysconfig, "get_build_info", lambda: {"cuda_version": "99"}),
         (tf.sysconfig, "get_build_info", lambda: {"cudnn_version": "99"}),
+        (provenance, "libraries", lambda: {"nvidia-cublas-cu12": "99"}),
     ]:
         with monkeypatch.context() as patch:
             patch.setattr(target, name, value)

@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import fcntl
 import hashlib
-import importlib.metadata
 import json
 import os
 import pathlib
@@ -23,13 +22,12 @@ import time
 
 import tensorflow as tf
 
-from tfmp import files, hardware
+from tfmp import files, hardware, provenance
 
 FLAG = "--tf_xla_persistent_cache_directory"
 FLAG_VALUE = re.compile(rf"""{FLAG}=("(?:\\.|[^"])*"|'[^']*'|\S*)""")
 # What else decides how a program is compiled.
 ENVIRONMENT = ("XLA_FLAGS", "TF_XLA_FLAGS", "TF_ENABLE_ONEDNN_OPTS", "NVIDIA_TF32_OVERRIDE")
-LIBRARIES = ("nvidia-cublas-cu12", "nvidia-cudnn-cu12", "nvidia-cuda-nvcc-cu12")
 MAX_BYTES = 2**30
 MAX_UNUSED_SECONDS = 30 * 24 * 3600
 # A ResNet-50's programs take 11 MB.
@@ -135,10 +133,8 @@ def _open(settings):
 
 def _key(settings):
     """Name of the folder for programs that this process can run."""
-    build, facts = tf.sysconfig.get_build_info(), dict(settings)
-    for library in LIBRARIES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            facts[library] = importlib.metadata.version(library)
+    build = tf.sysconfig.get_build_info()
+    facts = settings | provenance.libraries()
     facts |= {name: os.environ.get(name) for name in ENVIRONMENT}
     facts |= {name: build.get(name) for name in ("cuda_version", "cudnn_version")}
     facts["tensorflow"] = tf.version.GIT_VERSION

@@ -9,18 +9,34 @@ import tensorflow as tf
 
 import tfmp
 
+# NVIDIA's, which `pip install tensorflow[and-cuda]` brings, in the latest version for CUDA 12.
+LIBRARIES = ("nvidia-cublas-cu12", "nvidia-cudnn-cu12", "nvidia-cuda-nvcc-cu12", "nvidia-nccl-cu12")
+
 
 def versions():
-    """Versions of Python and of the packages that decide a run's numbers: a dict of str."""
-    packages = ("tfmp", "tensorflow", "keras", "numpy", "tensorflow-datasets")
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for package in packages:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = tfmp.__version__ if package == "tfmp" else None
+    """Versions of Python and of what decides a run's numbers: a dict of str, or None if missing.
+
+    "cuda" and "cudnn" are those that TensorFlow was built with, which may be older than
+    `libraries`.
+    """
+    packages = ("tensorflow", "keras", "numpy", "tensorflow-datasets")
+    found = {"python": platform.python_version(), "tfmp": _installed("tfmp") or tfmp.__version__}
+    found |= {package: _installed(package) for package in packages}
     build = tf.sysconfig.get_build_info()
-    return found | {name: build.get(f"{name}_version") for name in ("cuda", "cudnn")}
+    found |= {name: build.get(f"{name}_version") for name in ("cuda", "cudnn")}
+    return found | libraries()
+
+
+def libraries():
+    """Versions of NVIDIA's libraries that pip installed: a dict of str, or None if it didn't."""
+    return {library: _installed(library) for library in LIBRARIES}
+
+
+def _installed(package):
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def git_commit():
