@@ -205,6 +205,7 @@ def test_costs_side_by_side(tmp_path, capsys):
         (["--corrupted=cifar10_corrupted"], "--corruptions with --corrupted"),
         (["--auroc_margin=0"], "--auroc_margin above 0"),
         (["--recipe=none"], "--recipe out of"),
+        (["--recipe=gpt"], "--recipe that classifies images. Received: gpt"),
         (["--recipe_flags=--seed=3"], "without --seed"),
         (["--recipe_flags=--epochs=none"], "epochs"),
         (["--workdir=/proc/no"], "Can't write to --workdir"),

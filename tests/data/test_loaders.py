@@ -209,3 +209,17 @@ def test_what_cannot_be_read_is_a_data_error(monkeypatch):
     monkeypatch.setitem(data.DATASETS, "digits", unreadable)
     with pytest.raises(data.DataError, match=r"Permission denied.*/some/folder"):
         data.load("digits")
+
+
+@pytest.mark.parametrize(("given", "kept"), [("float64", "float32"), ("uint8", "int32")])
+def test_decoded_labels_keep_their_values(given, kept):
+    labels = (np.arange(6) / (4 if given == "float64" else 1)).astype(given)
+    source = tf.data.Dataset.from_tensor_slices((np.zeros((6, 2), np.uint8), labels))
+    train = pipeline.streamed_train(
+        lambda seed, epoch, start: source.skip(start), lambda record, seed: record, 6
+    )
+    test = pipeline.streamed_evaluation(lambda: source, lambda *record: record, 6)
+    found = [next(train(3, seed=0).as_numpy_iterator())[1], next(test(3).as_numpy_iterator())[1]]
+    for batch in found:
+        np.testing.assert_array_equal(batch, labels[:3])
+        assert batch.dtype == kept

@@ -1,5 +1,7 @@
 """The training step: what it counts, what a bad step does, and that XLA compiles all of it."""
 
+import contextlib
+
 import keras
 import numpy as np
 import pytest
@@ -189,3 +191,21 @@ def test_padding_does_not_count_where_targets_are_vectors(batch_size):
     expected = {"loss": mean, "RootMeanSquaredError": mean**0.5}
     expected |= {"MeanAbsoluteError": np.mean(np.abs(wrong))}
     assert logs == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "said"),
+    [
+        ({"make_loss": lambda self: keras.losses.MeanSquaredError()}, "sum_over_batch_size"),
+        ({"monitor": "psnr"}, "loss, MeanAbsoluteError, RootMeanSquaredError, half. Received: p"),
+        ({"monitor": "half"}, None),
+    ],
+)
+def test_a_loss_that_counts_padding_and_an_unknown_monitor_are_refused(attributes, said):
+    attributes |= {"derived": lambda self, means: {"half": means["loss"] / 2}}
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3)])
+    learner = type("Mine", (Vectors,), attributes)(model)
+    optimizer = optimizers.build(TrainingConfig(), model, 10)
+    refused = pytest.raises(errors.UserError, match=said) if said else contextlib.nullcontext()
+    with refused:
+        compile_learner(learner, optimizer, jit_compile=False)

@@ -169,8 +169,9 @@ def streamed_train(records: Callable, decode: Callable, examples: int) -> Callab
         records: `records(seed, epoch, start)` gives the finite dataset of one epoch's records
             from position `start` on, in an order that depends on (seed, epoch) alone; `epoch`
             and `start` are scalar int64 tensors.
-        decode: `decode(record, seed)` gives (image uint8 [height, width, channels], label);
-            `seed` is int64 [2].
+        decode: `decode(record, seed)` gives (features, label), such as an image uint8 [height,
+            width, channels] and an integer; `seed` is int64 [2]. Integer labels become int32,
+            others float32.
         examples: Number of records in an epoch.
     """
 
@@ -203,7 +204,7 @@ def streamed_train(records: Callable, decode: Callable, examples: int) -> Callab
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=True,
         )
-        batches = decoded.batch(size, drop_remainder=True).map(_with_int32_labels)
+        batches = decoded.batch(size, drop_remainder=True).map(_with_narrow_labels)
         return _finish(_endless(batches))
 
     return train
@@ -214,7 +215,7 @@ def streamed_evaluation(records: Callable, decode: Callable, examples: int) -> C
 
     Args:
         records: `records()` gives the finite dataset of all records, in a fixed order.
-        decode: `decode(record)` gives (image uint8 [height, width, channels], label).
+        decode: `decode(record)` gives (features, label), likewise.
         examples: Number of records.
     """
     if not examples:
@@ -230,7 +231,7 @@ def streamed_evaluation(records: Callable, decode: Callable, examples: int) -> C
 
 def padded_batches(batches: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:
     """Batches of (images, labels), of which the last may be short, as a `test` of a `Data` is."""
-    batches = batches.map(_with_int32_labels)
+    batches = batches.map(_with_narrow_labels)
     return _finish(batches.map(lambda images, labels: _padded(images, labels, batch_size)))
 
 
@@ -317,8 +318,9 @@ def _narrowed(array):
     return array.astype(np.float32 if np.issubdtype(array.dtype, np.floating) else np.int32)
 
 
-def _with_int32_labels(images, labels):
-    return images, tf.cast(labels, tf.int32)
+def _with_narrow_labels(features, labels):
+    """Labels as `on_host` has them, but that of integers uint8, a mask's, are int32, too."""
+    return features, tf.cast(labels, tf.float32 if labels.dtype.is_floating else tf.int32)
 
 
 def _padded(features, labels, batch_size):

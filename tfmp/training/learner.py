@@ -6,6 +6,7 @@ import keras
 import tensorflow as tf
 
 from tfmp import distribution, loss_scale
+from tfmp.errors import UserError
 from tfmp.training import tpu
 from tfmp.training.accelerate import accelerate
 
@@ -22,7 +23,8 @@ class Learner(keras.Model):
         name: Name of the learner.
 
     Attributes:
-        monitor: Name of the metric that early stopping and the best epoch go by.
+        monitor: Name of the metric, or derived figure, that early stopping and the best epoch go
+            by.
         monitor_mode: Whether the best of it is its largest or its smallest value.
     """
 
@@ -140,14 +142,20 @@ def compile_learner(
         steps_per_execution: Steps that one call from the host runs.
         microbatches: Parts in which each replica computes its batch.
         remat: Whether activations are computed once more instead of kept; see `accelerate`.
+
+    Raises:
+        UserError: The learner's loss is no weighted mean, or it has no metric of the name that it
+            goes by.
     """
+    loss, metrics = learner.make_loss(), learner.make_metrics()
+    _check(learner, loss, metrics)
     on_tpu = distribution.is_tpu(learner.distribute_strategy)
     if on_tpu:
         optimizer = loss_scale.inner(optimizer)
     learner.compile(
         optimizer=optimizer,
-        loss=learner.make_loss(),
-        weighted_metrics=learner.make_metrics(),
+        loss=loss,
+        weighted_metrics=metrics,
         jit_compile=False,  # Keras' own functions are replaced
         steps_per_execution=steps_per_execution,
         auto_scale_loss=False,
@@ -168,3 +176,21 @@ def compile_learner(
     for part in (learner._compile_metrics, learner._compile_loss):
         if part is not None:
             part.build(targets, outputs)
+
+
+def _check(learner, loss, metrics):
+    if loss is None:
+        return
+    if loss.reduction != "mean_with_sample_weight":
+        raise UserError(
+            "Expected a loss with reduction='mean_with_sample_weight': in any other mean the "
+            f"padding of a last batch counts. Received: {type(loss).__name__} with "
+            f"reduction={loss.reduction!r}."
+        )
+    names = ["loss", *(metric.name for metric in metrics)]
+    names += learner.derived(dict.fromkeys(names, 1.0))
+    if learner.monitor not in names:
+        raise UserError(
+            f"Expected {type(learner).__name__}.monitor out of {', '.join(names)}. Received: "
+            f"{learner.monitor}."
+        )

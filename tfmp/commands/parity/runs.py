@@ -17,6 +17,7 @@ from tfmp import cli, files, recipes
 from tfmp.commands.benchmark.session import ended_by_sigterm
 from tfmp.errors import NonFiniteError, StoppedError, TfmpError, UserError
 from tfmp.evaluation import Predictions
+from tfmp.training.classification import ClassifierConfig
 from tfmp.training.session import FREE_SETTINGS
 
 # For a training to save and stop, after Ctrl-C.
@@ -88,6 +89,8 @@ def plan(config, workdir) -> list[Plan]:
     if taken := sorted({"policy", "seed", "workdir", "resume"} & given):
         raise UserError(f"Expected --recipe_flags without --{taken[0]}, which differs by the run.")
     recipe = importlib.import_module(f"tfmp.recipes.{config.recipe}")
+    if not issubclass(recipe.Config, ClassifierConfig):
+        raise UserError(f"Expected a --recipe that classifies images. Received: {config.recipe}.")
     plans = []
     for seed in range(config.runs):
         for kind, policy in (("reference", config.reference), ("other", config.policy)):
