@@ -135,13 +135,20 @@ def test_recipes_follow_the_pattern(name):
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_has_all_that_belongs_to_it(name):
     """As CONTRIBUTING.md says; what is missing from the wheel no other test would see."""
-    assert (ROOT / "recipes" / name / "README.md").is_file()
-    assert (ROOT / "recipes" / name / "smoke.flags").is_file()
-    assert (ROOT / "tests" / "recipes" / f"test_{name}.py").is_file()
+    files = [f"recipes/{name}/README.md", f"recipes/{name}/smoke.flags"]
+    files.append(f"tests/recipes/test_{name}.py")
+    missing = [file for file in files if not (ROOT / file).is_file()]
+    for file, line in (
+        ("README.md", f"\n| `{name}` | "),
+        ("CHANGELOG.md", f"`python -m tfmp.recipes.{name}`"),
+    ):
+        if line not in (ROOT / file).read_text():
+            missing.append(f"in {file}: {line.strip()}")
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    assert settings["data-files"][f"share/tfmp/recipes/{name}"] == [f"recipes/{name}/*.flags"]
-    assert f"\n| `{name}` | " in (ROOT / "README.md").read_text()
-    assert f"`python -m tfmp.recipes.{name}`" in (ROOT / "CHANGELOG.md").read_text()
+    folder, line = f"share/tfmp/recipes/{name}", [f"recipes/{name}/*.flags"]
+    if settings["data-files"].get(folder) != line:
+        missing.append(f'in pyproject.toml: "{folder}" = {line}')
+    assert not missing
 
 
 @pytest.mark.parametrize("name", VERBS)
