@@ -56,6 +56,12 @@ def test_flags_behind_a_flagfile_win(tmp_path):
     assert (config.steps, config.rate) == (8, 7.0)
 
 
+def test_a_flagfile_that_is_no_utf8_is_a_mistake(tmp_path):
+    (tmp_path / "some.flags").write_bytes(b"# caf\xe9\n--steps=7\n")
+    with pytest.raises(errors.UserError, match=r"--flagfile in UTF-8.*0xe9"):
+        cli.parse(Config, [f"--flagfile={tmp_path / 'some.flags'}"])
+
+
 @pytest.mark.parametrize(
     ("word", "said"),
     [

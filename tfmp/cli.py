@@ -167,6 +167,8 @@ def parse(config_type, argv):
         raise errors.UserError(
             f"{' '.join(str(error).split()).removeprefix('ERROR:: ')}."
         ) from None
+    except UnicodeDecodeError as error:
+        raise errors.UserError(f"Expected a --flagfile in UTF-8. Received: {error}.") from None
     if rest:
         allowed = f"one {positional.upper()} and " if positional else ""
         raise errors.UserError(

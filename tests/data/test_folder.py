@@ -1,5 +1,6 @@
 """`folder:PATH`: layouts, sizes, and every mistake by its message."""
 
+import os
 import time
 
 import numpy as np
@@ -97,6 +98,33 @@ def test_folders_that_are_none(tmp_path, write_images):
     refused(tmp_path, "at least 2 classes")
     (tmp_path / "empty").mkdir()
     refused(tmp_path, "empty.*no file")
+
+
+def test_folders_and_broken_links_in_a_class_are_named(tmp_path, write_images):
+    for place in ("a", "b", "b/more"):
+        write_images(tmp_path / place, 3)
+    refused(tmp_path, "images directly in .*b, and no folders.*b/more")
+    (tmp_path / "b" / "more").rename(tmp_path / "b" / ".more")
+    (tmp_path / "b" / "gone.png").symlink_to("nowhere.png")
+    refused(tmp_path, "gone.png")
+
+
+def test_names_of_files_that_are_no_utf8(tmp_path, write_images):
+    for name in ("a", "b"):
+        write_images(tmp_path / name, 12)
+        file = tmp_path / name / "000.png"
+        file.rename(file.with_name(os.fsdecode(b"caf\xe9.png")))
+    loaded = data.load(f"folder:{tmp_path}")
+    images, _ = next(loaded.train(20, seed=0).as_numpy_iterator())
+    assert images.shape == (20, 12, 12, 3)
+
+
+def test_bmp_files_with_a_palette_are_named(tmp_path):
+    picture = pytest.importorskip("PIL.Image")
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        picture.new("L", (12, 12)).save(tmp_path / name / "0.bmp")
+    refused(tmp_path, "BMP of 8 bits a pixel, where 24 and 32")
 
 
 def test_a_class_of_test_alone(tmp_path, write_images):

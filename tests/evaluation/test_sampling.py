@@ -45,6 +45,11 @@ def test_bytes_come_one_by_one():
     assert bytes(itertools.islice(drawn, 3)) == b"bcd"
 
 
+def test_a_prompt_of_bytes_that_are_no_text(capsys):
+    assert sampling.write(follower(), "\udce9", 2, temperature=0) == "\N{REPLACEMENT CHARACTER}" * 2
+    assert capsys.readouterr().out
+
+
 def test_other_models_are_refused():
     sampling.check(follower(), "m")
     classifier = keras.Sequential([keras.Input((4,)), keras.layers.Dense(300)])

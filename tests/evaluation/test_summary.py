@@ -107,10 +107,11 @@ def test_pictures(tmp_path, classes):
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(size=(99, classes)), rng.integers(classes, size=99)
     found = classification.outcomes(logits, labels)
-    plots.reliability(calibration.equal_width_bins(found), tmp_path / "r.png", "title")
+    plots.reliability(calibration.equal_width_bins(found), tmp_path / "r.png", "a$b_$^c")
     logits[0] = np.nan
     matrix = classification.confusion(classification.outcomes(logits, labels))
-    plots.confusion(matrix, [f"class {i}" for i in range(classes)], tmp_path / "c.png", "title")
+    names = [f"${i}-${i}_^" for i in range(classes)]
+    plots.confusion(matrix, names, tmp_path / "c.png", "a$b_$^c")
     files = sorted(tmp_path.iterdir())
     assert [file.name for file in files] == ["c.png", "r.png"]
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in files)

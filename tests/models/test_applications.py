@@ -269,6 +269,10 @@ def test_weights_of_other_classes_load_without_the_head(tmp_path, capsys):
         np.testing.assert_array_equal(a, b)
     with pytest.raises(errors.UserError, match=r"model\.keras don't fit mobilenet_v3_small_backb"):
         applications.load_weights(small("mobilenet_v3_small"), tmp_path / "model.keras")
+    for name in ("damaged.keras", "damaged.weights.h5"):
+        (tmp_path / name).write_bytes((tmp_path / "model.keras").read_bytes()[:999])
+        with pytest.raises(errors.UserError, match=rf"{name} can't be read"):
+            applications.load_weights(same, tmp_path / name)
     with pytest.raises(errors.UserError, match=r"\.weights\.h5 or \.h5.*Received: imagenet\.npz"):
         applications.load_weights(same, "imagenet.npz")
 

@@ -234,7 +234,7 @@ def test_training_starts_from_given_weights(plain, tmp_path):
     with pytest.raises(errors.UserError, match=r"\.keras or \.weights\.h5"):
         quick(tmp_path / "e", "--weights=model.h5")
     (tmp_path / "damaged.keras").write_bytes(b"no zip")
-    with pytest.raises(errors.UserError, match=r"damaged\.keras"):
+    with pytest.raises(errors.UserError, match=r"damaged\.keras can't be read"):
         quick(tmp_path / "f", f"--weights={tmp_path / 'damaged.keras'}")
 
 

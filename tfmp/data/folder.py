@@ -2,9 +2,11 @@
 
 PATH holds either the class folders, of which a tenth is held out for the test set, or `train/`
 and `test/` (or `val/`, `validation/`) with the class folders inside. The images (PNG, JPEG, BMP,
-GIF) lie directly in their class folder; names that begin with a dot are passed over. Of each
-class the files held out are chosen by a hash of their names and the seed, so that neither the
-order of the files nor the place of the folder matters.
+GIF) lie directly in their class folder, without folders below it; names that begin with a dot are
+passed over. Of each class the files held out are chosen by a hash of their names and the seed, so
+that neither the order of the files nor the place of the folder matters.
+
+Images are taken as they are stored: a camera's note of how it was held (EXIF) is not looked at.
 
 Every file's header and last bytes are read at once (about 0.1 ms a file on one core), so that a bad
 file is named before training and not in its third hour. Damage in the middle of a file isn't seen
@@ -96,7 +98,7 @@ def _evaluation(paths, labels, crop):
 
 def _constants(paths, labels):
     with tf.device("/CPU:0"):
-        return tf.constant(paths, tf.string), tf.constant(labels, tf.int32)
+        return tf.constant([*map(os.fsencode, paths)], tf.string), tf.constant(labels, tf.int32)
 
 
 def _parts(root: Path) -> tuple[Path, Path | None, Path | None]:
@@ -133,7 +135,13 @@ def _files(place: Path, classes: list[str]) -> Files:
     paths, labels = [], []
     for name in names:
         with os.scandir(place / name) as entries:
-            found = sorted(e.path for e in entries if e.is_file() and not e.name.startswith("."))
+            shown = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.path)
+        if strange := [entry.path for entry in shown if not entry.is_file()]:
+            raise DataError(
+                f"Expected images directly in {place / name}, and no folders or broken links. "
+                f"Received: {strange[0]}. Move its images up, or take it out."
+            )
+        found = [entry.path for entry in shown]
         if not found:
             raise DataError(
                 f"Expected images directly in {place / name}. Received: no file there. Fill the "

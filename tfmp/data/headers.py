@@ -69,9 +69,9 @@ def _png(start: bytes, end: bytes) -> Header:
 def _bmp(start: bytes, size: int) -> Header:
     (expected,) = struct.unpack_from("<I", start, 2)
     width, height, _, bits = struct.unpack_from("<iiHH", start, 18)
-    channels = {8: 1, 24: 3, 32: 4}.get(bits)
+    channels = {24: 3, 32: 4}.get(bits)  # of 8, TensorFlow takes places in a palette for grays
     if channels is None:
-        raise ValueError(f"it is a BMP of {bits} bits a pixel, where 8, 24 and 32 can be read")
+        raise ValueError(f"it is a BMP of {bits} bits a pixel, where 24 and 32 can be read")
     return Header(abs(height), width, channels, size >= expected)
 
 

@@ -6,6 +6,9 @@ import numpy as np
 MOST_NAMES = 40
 MOST_COUNTS = 20
 
+# Names are those of folders and files: "$" is no mathematics.
+NAMES = {"parse_math": False}
+
 
 def reliability(bins, file, title):
     """Draws accuracy over confidence, and how many examples each bin has.
@@ -16,7 +19,7 @@ def reliability(bins, file, title):
         title: Title of the figure.
     """
     figure, (above, below) = _figure((5, 6), 2, height_ratios=[3, 1], sharex=True)
-    figure.suptitle(f"{title}\nECE {bins.error:.4f}")
+    figure.suptitle(f"{title}\nECE {bins.error:.4f}", **NAMES)
     widths = np.diff(bins.edges)
     edge = {"align": "edge", "edgecolor": "white", "linewidth": 0.5}
     heights = np.nan_to_num(bins.accuracy)
@@ -44,14 +47,14 @@ def confusion(matrix, class_names, file, title):
     matrix = matrix[:, : len(names)]
     side = min(max(4.0, 0.45 * len(names)), 14.0)
     figure, axes = _figure((side + 1.5, side), 1)
-    figure.suptitle(title)
+    figure.suptitle(title, **NAMES)
     totals = np.maximum(matrix.sum(1, keepdims=True), 1)
     image = axes.imshow(matrix / totals, vmin=0, vmax=1, cmap="Blues")
     figure.colorbar(image, label="share of the true class")
     axes.set(xlabel="predicted class", ylabel="true class")
     if len(names) <= MOST_NAMES:
-        axes.set_xticks(range(len(names)), names, rotation=90)
-        axes.set_yticks(range(len(class_names)), class_names)
+        axes.set_xticks(range(len(names)), names, rotation=90, **NAMES)
+        axes.set_yticks(range(len(class_names)), class_names, **NAMES)
     if len(names) <= MOST_COUNTS:
         for row, column in zip(*np.nonzero(matrix), strict=True):
             dark = matrix[row, column] > totals[row, 0] / 2

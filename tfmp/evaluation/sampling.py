@@ -44,7 +44,9 @@ def write(model, prompt, count, *, temperature=1.0, seed=0):
 
     What is no UTF-8 becomes a replacement character.
     """
-    drawn = sample(model, prompt.encode(), count, temperature=temperature, seed=seed)
+    # (A command line holds bytes that are no UTF-8 as surrogates.)
+    prompt = prompt.encode(errors="surrogateescape")
+    drawn = sample(model, prompt, count, temperature=temperature, seed=seed)
     written = ""
     for piece in codecs.iterdecode((bytes([byte]) for byte in drawn), "utf-8", errors="replace"):
         written += piece

@@ -177,7 +177,7 @@ def load(file: str | Path, expected_policy: str | None = None) -> DTypePolicyMap
     )
     try:
         content = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{expected} Received something that isn't JSON: {error}") from None
     if not isinstance(content, dict) or set(content) != {"policy", "float32"}:
         raise UserError(f"{expected} Received: {text[:200]!r}")
