@@ -122,6 +122,20 @@ def test_a_regression_without_xla_in_the_targets_unit(tmp_path, capsys):
     assert "88 test rows of 9 numeric, 1 categorical" in capsys.readouterr().out
 
 
+def test_weights_of_other_columns_are_refused(trained, flags, tmp_path):
+    workdir, _ = trained
+    weights = [f"--weights={workdir / 'model.keras'}", "--epochs=1", "--policy=float32"]
+    run(tmp_path / "same", *flags, *weights)
+    lines = [
+        line.split(",")
+        for line in pathlib.Path(flags[0].partition("csv:")[2]).read_text().splitlines()
+    ]
+    turned = tmp_path / "turned.csv"
+    turned.write_text("\n".join(",".join([row[1], row[0], *row[2:]]) for row in lines))
+    with pytest.raises(errors.UserError, match=r"columns\.json, which the weights.*: numeric"):
+        run(tmp_path / "turned", f"--dataset=csv:{turned}", *flags[1:], *weights)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -29,7 +29,7 @@ from tfmp import cli
 from tfmp.data import tables
 from tfmp.models import tabular
 from tfmp.training import TrainingConfig, recipe
-from tfmp.training.tables import TableClassifier, TableRegressor, describe
+from tfmp.training.tables import TableClassifier, TableRegressor, check_weights, describe
 
 changed = functools.partial(cli.default, TrainingConfig)
 
@@ -87,7 +87,7 @@ def prepare(config):
     """All that comes before the first step: (session, data, compiled learner, epoch's steps)."""
 
     def load():
-        return tables.load(
+        table = tables.load(
             config.dataset,
             target=config.target,
             task=config.task,
@@ -95,6 +95,9 @@ def prepare(config):
             drop=config.drop,
             validation_fraction=config.validation_fraction,
         )
+        if config.weights:
+            check_weights(table, config.weights)
+        return table
 
     def build(data):
         columns = data.columns

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 
 import keras
 import tensorflow as tf
@@ -153,10 +154,7 @@ def describe(table, folder):
         UserError: The folder's file is of other training rows, or can't be written.
     """
     file = folder / DESCRIPTION
-    described = dataclasses.asdict(table.columns) | {
-        "task": table.task,
-        "class_names": table.class_names,
-    }
+    described = _described(table)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         former = json.loads(file.read_text()) if file.exists() else None
@@ -168,3 +166,38 @@ def describe(table, folder):
         files.write_json(file, described)
     except (OSError, json.JSONDecodeError) as error:
         raise UserError(f"Can't use {file}: {error}.") from None
+
+
+def check_weights(table, weights):
+    """Holds a table to the columns that weights were trained on, where those are known.
+
+    Args:
+        table: A `tfmp.data.tables.Table`.
+        weights: Path of a file of weights, beside which a run has left columns.json.
+
+    Raises:
+        UserError: The model would take numbers or codes for others, or classes.
+    """
+    file = pathlib.Path(weights).expanduser().with_name(DESCRIPTION)
+    if not file.exists():
+        return
+    try:
+        former = json.loads(file.read_text())
+        now = json.loads(json.dumps(_described(table)))
+        names = ("task", "numeric", "with_missing", "categorical", "class_names")
+        different = [name for name in names if former[name] != now[name]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"Can't use {file}: {error}.") from None
+    if different:
+        raise UserError(
+            f"Expected the columns and classes of {file}, which the weights beside it were trained "
+            f"on. Received other ones in {table.name}: {', '.join(different)}. Give such a table, "
+            "or weights of this one."
+        )
+
+
+def _described(table):
+    return dataclasses.asdict(table.columns) | {
+        "task": table.task,
+        "class_names": table.class_names,
+    }
