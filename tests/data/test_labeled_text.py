@@ -1,5 +1,6 @@
 """Texts with a label: words as tokens, docstrings, tables and TFDS."""
 
+import csv
 import zlib
 
 import numpy as np
@@ -63,12 +64,44 @@ def test_a_table(tmp_path):
     assert [seen[x] for x in features[:, 0]] == labels.tolist()
 
 
+def test_labels_have_no_blanks_around_and_rows_without_are_left_out(tmp_path):
+    file = tmp_path / "some.csv"
+    labels = ["pos", "pos ", " neg", "neg", "", "  "]
+    lines = [f"{n},word{n},{labels[n % 6]}" for n in range(60)]
+    file.write_text("\n".join([",text,label", *lines]))
+    found = load(f"csv:{file}", validation_fraction=0)
+    assert found.class_names == ("neg", "pos") and sum(found.sizes.values()) == 40
+    assert "20 rows have no label, and are left out" in found.notes
+    assert found.origin.startswith("40 texts, SHA-256 ")
+    seen = {labeled_text.tokens(f"word{n}", length=1, vocabulary=1000)[0]: n % 6 for n in range(60)}
+    for features, targets, weights in found.test(4).as_numpy_iterator():
+        for row, target in zip(features[weights > 0], targets[weights > 0], strict=True):
+            assert found.class_names[target] == labels[seen[row[0]]].strip()
+
+
+@pytest.mark.parametrize("inside", ["\u2028", "\x85", "\f", "\x1c", "\v", " word" * 40_000])
+def test_only_ends_of_lines_end_rows_and_a_text_may_be_long(tmp_path, inside):
+    file = tmp_path / "some.csv"
+    lines = [f"{'ab'[n % 2]},word{n}{inside}so it is" for n in range(30)]
+    file.write_text("\n".join(["label,text", *lines]), encoding="utf-8")
+    limit = csv.field_size_limit()
+    found = load(f"csv:{file}")
+    assert sum(found.sizes.values()) == 30 and found.class_names == ("a", "b")
+    assert csv.field_size_limit() == limit
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
         ("text,lable\na,b", "Expected columns text and label .*'lable'"),
         ("", "Received: nothing"),
-        ("text,label\na,b\nc", "Expected a text and a label in row 2"),
+        ("text,label\na,b\nc", "Expected 2 values in line 3"),
+        ("text,label\na,b\nso dull, and long,b", "line 3 .* Received: 3. A value with a comma"),
+        ('text,label\n"a,b\nc,b\nd,e\n', "begins in line 2: unexpected end of data"),
+        ('text,label\nc,d\n"a,b\nd,"e"\n', "begins in line 3: ',' expected after"),
+        ("text,label,text\na,b,c", "Expected different names .*'text', 'label', 'text'"),
+        ("text,label,label\na,b,c", "Expected different names .*'label', 'label'"),
+        ("text,label\na,b\nc, ", r"two kinds or more .*'b'"),
         ("text,label\na,b\nc,b", r"two kinds or more .*'b'"),
         ("text,label\nä,b", "in UTF-8"),
     ],

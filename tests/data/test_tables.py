@@ -1,5 +1,7 @@
 """Tables: kinds of columns, missing values, what the training rows decide, and users' mistakes."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -142,12 +144,20 @@ ROWS = "".join(f"{i},{i % 2}\n" for i in range(30))
         ("x,x\n" + ROWS, {"target": "x"}, "Expected different names"),
         ("", {"target": "x"}, "Expected different names"),
         ("x,y\n", {"target": "y"}, "its first line alone"),
-        ('x,y\n"1,2\n', {"target": "y"}, "line 3: unexpected end"),
+        ('x,y\n"1,2\n', {"target": "y"}, "begins in line 2: unexpected end"),
+        ("x,y\n1,2\n1,2,3\n", {"target": "y"}, "line 3 .* comma needs double quotes"),
+        ("\nx,y\n\n1,2\n3\n", {"target": "y"}, "Expected 2 values in line 5"),
+        ("x,,y\n1,,2\n", {"target": "y"}, "Expected different names"),
+        (",,\nx,z,y\n1,2,3\n", {"target": "y"}, "Expected different names .* Received: '', ''"),
         ("x,y\n" + "inf,1\n" + ROWS, {"target": "y"}, "finite numbers .* 'inf' in line 2"),
         ("x,y\n" + "1e38,1\n" + ROWS, {"target": "y"}, "up to 1e\\+37 in the column 'x'"),
         ("x,y\n" + ROWS, {"target": "x", "task": "classification"}, "three rows or more"),
         ("x,y\n" + "1,1e16\n" + ROWS, {"target": "y", "task": "regression"}, "up to 1e\\+15"),
-        ("x,y\n" + ROWS.replace(",", ",a"), {"target": "y", "task": "regression"}, "text"),
+        (
+            "x,y\n" + ROWS.replace(",", ",a"),
+            {"target": "y", "task": "regression"},
+            "'a0' in line 2",
+        ),
         ("x,y\n" + "1,1\n" * 20, {"target": "y"}, "two values or more in 'y'"),
         ("x,y\n" + "1,1\n2,0\n" * 4, {"target": "y"}, "10 rows"),
     ],
@@ -155,6 +165,139 @@ ROWS = "".join(f"{i},{i % 2}\n" for i in range(30))
 def test_a_mistake_is_named(tmp_path, text, options, said):
     with pytest.raises(DataError, match=said):
         tables.load(write(tmp_path, text), **options)
+
+
+def of_targets(folder, values, rows=84, **options):
+    """A table whose target repeats these texts."""
+    lines = "".join(f"{i},{values[i % len(values)]}\n" for i in range(rows))
+    return tables.load(write(folder, "x,y\n" + lines), target="y", **options)
+
+
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [
+        (["1000003", "1000001", "1000002"], ("1000001", "1000002", "1000003")),
+        (["9007199254740993", "9007199254740992"], ("9007199254740992", "9007199254740993")),
+        (["1_1", "11", "1_2"], ("11", "1_1", "1_2")),
+        (["0", "1", "0.0", "1."], ("0", "1")),
+        (["7", "-1", "10"], ("-1", "7", "10")),
+        (["8", "007", "7"], ("007", "7", "8")),
+        ([" yes", "no "], ("no", "yes")),
+    ],
+)
+def test_classes_are_the_texts_of_the_file(tmp_path, values, names):
+    found = of_targets(tmp_path, values)
+    assert (found.task, found.class_names) == ("classification", names)
+    features, labels = examples(found.test(8))
+    texts = [values[int(x) % len(values)].strip() for x in features["numeric"][:, 0]]
+    written = {"0.0": "0", "1.": "1"}
+    assert [names[i] for i in labels] == [written.get(text, text) for text in texts]
+    said = [note for note in found.notes if "told apart by their text" in note]
+    assert ["'007' and '7'" in note for note in said] == [True] * ("007" in names)
+
+
+def test_versions_are_no_numbers_to_shorten(tmp_path):
+    found = of_targets(tmp_path, ["3.1", "3.10", "3.9"], task="classification")
+    assert found.class_names == ("3.1", "3.10", "3.9")
+
+
+def test_a_column_with_underscores_is_of_texts(tmp_path):
+    values = ["2020_01", "2020_02", "2_02001"]
+    rows = "".join(f"{i},{values[i % 3]},{'pn'[i % 2]}\n" for i in range(60))
+    found = tables.load(write(tmp_path, "x,code,y\n" + rows), target="y")
+    assert found.columns.categorical == {"code": tuple(values)}
+
+
+@pytest.mark.parametrize("text", ["nan", "-nan", "+NaN", "nan(0x8000000000000)", "-nan(ind)"])
+@pytest.mark.parametrize(
+    ("values", "task"),
+    [(["0", "1"], "classification"), (["0.5", "1"], "regression"), (["a", "b"], "classification")],
+)
+def test_no_number_is_a_missing_value_however_it_is_written(tmp_path, text, values, task):
+    found = of_targets(tmp_path, [*values * 5, text, text], 120)
+    assert found.task == task and sum(found.sizes.values()) == 100
+    assert np.isfinite(examples(found.test(8))[1]).all()
+    assert f"20 rows have no y ('{text}' in 20), and are left out" in found.notes
+    rows = "".join(f"{text if i < 8 else i},{'pn'[i % 2]}\n" for i in range(60))
+    found = tables.load(write(tmp_path, "x,y\n" + rows), target="y")
+    assert found.columns.numeric == ("x",)
+    assert any("'x' misses 8 values" in note for note in found.notes)
+
+
+def test_a_class_that_reads_as_missing_is_asked_about(tmp_path):
+    said = "target 'y'. Received: 'None' in 28 rows, .* Empty these cells, .* or rename the class"
+    with pytest.raises(DataError, match=said):
+        of_targets(tmp_path, ["None", "Insomnia", "Apnea"])
+    with pytest.raises(DataError, match="'None' in 42 rows"):
+        of_targets(tmp_path, ["None", "Insomnia"])
+    found = of_targets(tmp_path, ["a", "b"] * 41 + ["NA", ""])
+    assert found.class_names == ("a", "b")
+    assert "2 rows have no y ('NA' in 1, nothing in 1), and are left out" in found.notes
+    found = of_targets(tmp_path, ["1", "2", "None", "?"])
+    assert found.class_names == ("1", "2")
+    assert "42 rows have no y ('None' in 21, '?' in 21), and are left out" in found.notes
+
+
+@pytest.mark.parametrize("text", ["inf", "-Infinity", "1e400"])
+@pytest.mark.parametrize("values", [["0", "1"], ["0.5", "1.5"]])
+def test_infinite_targets_are_refused(tmp_path, text, values):
+    with pytest.raises(DataError, match=f"finite numbers in the target 'y'.*'{text}' in line 11"):
+        of_targets(tmp_path, [*values * 4, "", text, *values * 10])
+
+
+@pytest.mark.parametrize("text", ["12 EUR", '"1,234"'])
+def test_one_cell_that_is_no_number_is_named(tmp_path, text):
+    values = [f"{i / 7:.3f}" for i in range(84)]
+    values[30:34] = ["NA", text, "", "NA"]
+    cell = text.strip('"')
+    with pytest.raises(
+        DataError, match=f"mend or empty that cell: 'y' .* '{cell}' in line 33 is no"
+    ):
+        of_targets(tmp_path, values)
+    with pytest.raises(
+        DataError, match=f"Expected numbers, such as .*'{cell}' in line 33. Mend the cell"
+    ):
+        of_targets(tmp_path, values, task="regression")
+    found = of_targets(tmp_path, ["0", "1", "2", "more"])
+    assert found.class_names == ("0", "1", "2", "more")
+    assert "'y' is of classes, since 'more' in line 5 is no number" in found.notes
+
+
+def test_a_target_that_float32_rounds_away_is_refused(tmp_path):
+    random = np.random.default_rng(0)
+    values = [f"{1e9 + 3 * a:.3f}" for a in random.normal(size=84)]
+    with pytest.raises(
+        DataError, match=r"100 times the distance .* and 64 between .* Subtract 1000000000 "
+    ):
+        of_targets(tmp_path, values)
+    stamps = [str(1_700_000_000 + x) for x in random.integers(600, size=84)]
+    with pytest.raises(DataError, match=r"and 128 between .* Subtract 1700000\d\d\d from it"):
+        of_targets(tmp_path, stamps)
+    found = of_targets(tmp_path, [str(float(value) - 1e9) for value in values])
+    assert found.columns.target_deviation == pytest.approx(3, rel=0.3)
+    for stamp in (1_700_000_000, 0):
+        days = [str(stamp + 86400 * x) for x in random.integers(600, size=84)]
+        assert of_targets(tmp_path, days).task == "regression"
+
+
+def test_one_long_text_takes_its_own_room_only(tmp_path):
+    rows = [f"{i},{'w' * 100_000 if i == 3 else i % 7},{'pn'[i % 2]}" for i in range(1000)]
+    name = write(tmp_path, "a,comment,y\n" + "\n".join(rows))
+    tracemalloc.start()
+    try:
+        found = tables.load(name, target="y")
+        assert tracemalloc.get_traced_memory()[1] < 40e6  # all of this length would take 400 MB
+    finally:
+        tracemalloc.stop()
+    assert found.columns.categorical == {"comment": tuple("0123456")}
+    assert any("since 'wwww" in note and len(note) < 150 for note in found.notes)
+
+
+def test_the_index_of_pandas_is_left_out(tmp_path):
+    rows = "".join(f"{i},{i / 2},{'pn'[i % 2]}\n" for i in range(60))
+    found = tables.load(write(tmp_path, "\n ,a,y\n" + rows), target="y")
+    assert found.columns.numeric == ("a",) and not found.columns.left_out
+    assert "the first column has no name, and is left out" in found.notes
 
 
 def test_other_mistakes(tmp_path):

@@ -19,15 +19,24 @@ def test_a_table(tmp_path, start):
     assert read(tmp_path, start + TABLE, "file").tolist() == ["1.png", "2.png", "3.png"]
 
 
+def test_a_group_has_no_blanks_around(tmp_path):
+    table = f" ,file, writer\n0,{'x' * 200_000},ann\n1,2.png, ann\n2,3.png,ann \n"
+    assert read(tmp_path, table).tolist() == ["ann"] * 3
+
+
 @pytest.mark.parametrize(
     ("content", "column", "said"),
     [
         (TABLE, "age", "a column out of file, writer. Received: 'age'"),
-        ("", "writer", "a column out of none"),
+        ("", "writer", "Expected different names of columns .* Received: nothing"),
+        ("file,writer\nJ, 1.png,ann\n2.png,bob\n", "writer", "line 2 .* Received: 3"),
+        ("writer,writer\n1,ann\n2,bob\n3,ann\n", "writer", "Expected different names"),
+        ('file,writer\n1.png,"ann\n2.png,bob\n', "writer", "begins in line 2: unexpected end"),
         (TABLE + "4.png,ann\n", "writer", "each of the 3 test examples of digits. Received: 4"),
         ("file,writer\n1.png,ann\n2.png,\n3.png,bob\n", "writer", "none in row 1"),
-        ("file,writer\n1.png,ann\n2.png\n3.png,bob\n", "writer", "none in row 1"),
-        (b"file,writer\n\xff\xfe,a\n", "writer", "Can't read"),
+        ("file,writer\n1.png,ann\n2.png, \n3.png,bob\n", "writer", "none in row 1"),
+        ("file,writer\n1.png,ann\n2.png\n3.png,bob\n", "writer", "2 values in line 3"),
+        (b"file,writer\n\xff\xfe,a\n", "writer", r"in UTF-8.*table\.csv, line 2"),
     ],
 )
 def test_mistakes_in_a_table(tmp_path, content, column, said):

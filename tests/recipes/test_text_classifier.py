@@ -21,7 +21,7 @@ def file(tmp_path_factory):
     for kind in random.choice(["a", "b"], 200):
         words = " ".join(f"{kind}{number}" for number in random.integers(20, size=3))
         lines.append(f"{words},{kind}")
-    path.write_text("\n".join(["text,label", *lines]))
+    path.write_text("\n".join(["text,label", *lines, "a1 of no kind,"]))
     return path
 
 
@@ -32,8 +32,9 @@ def quick(file, workdir, *flags):
 
 
 @pytest.mark.parametrize("model", ["encoder_micro", "lstm"])
-def test_it_learns_and_its_saved_model_takes_any_text(file, tmp_path, model):
+def test_it_learns_and_its_saved_model_takes_any_text(file, tmp_path, model, capsys):
     results = quick(file, tmp_path / "run", f"--model={model}")
+    assert "note: 1 rows have no label, and are left out" in capsys.readouterr().out
     assert results["final"]["test_accuracy"] >= 0.9
     assert results["data"]["class_names"] == ["a", "b"] and results["model"]["name"] == model
     assert results["data"]["origin"].startswith("200 texts, SHA-256 ")

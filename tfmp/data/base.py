@@ -70,6 +70,7 @@ class Data:
             example is a file, else "element": it reads them, and decodes its own.
         origin: What tells these very data from others of the same name, such as a version or a
             checksum; empty where the name says it all.
+        notes: What was done to the data, each a sentence for the user.
     """
 
     name: str
@@ -84,3 +85,4 @@ class Data:
     tokens: int | None = None
     read_by: Literal["element", "file"] = "element"
     origin: str = ""
+    notes: tuple[str, ...] = ()

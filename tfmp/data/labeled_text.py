@@ -7,7 +7,6 @@ words share a token. Texts are cut at `length` tokens, and filled up with the to
 none.
 """
 
-import csv
 import hashlib
 import platform
 import re
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tfmp.data import docstrings, from_tfds, memory, pipeline, prepare
+from tfmp.data import csv_files, docstrings, from_tfds, memory, pipeline, prepare
 from tfmp.data.base import Data, DataError, Options
 
 WORD = re.compile(r"[a-z0-9_]+|[^\sa-z0-9_]")
@@ -43,9 +42,9 @@ def load(
     """Loads labeled texts.
 
     Args:
-        name: `docstrings` (see `tfmp.data.docstrings`), `csv:FILE` (with a header, and the columns
-            text and label), `synthetic` (random tokens), or a name that TFDS knows of a set with
-            texts and one label (`imdb_reviews`, `ag_news_subset`).
+        name: `docstrings` (see `tfmp.data.docstrings`), `csv:FILE` (with the columns text and
+            label; see `tfmp.data.csv_files`), `synthetic` (random tokens), or a name that TFDS
+            knows of a set with texts and one label (`imdb_reviews`, `ag_news_subset`).
         length: Tokens of an example.
         vocabulary: Number of different tokens, 0 included.
         data_dir: Where prepared TFDS data lie; as for `tfmp.data.load`.
@@ -62,6 +61,7 @@ def load(
     options = Options(data_dir, manual_dir, validation_fraction)
     prefix, colon, rest = name.partition(":")
     origin, test = "", None
+    notes: tuple[str, ...] = ()
 
     def arrays(texts, labels):
         rows = [tokens(x, length=length, vocabulary=vocabulary) for x in texts]
@@ -76,16 +76,16 @@ def load(
         elif name == "docstrings":
             train, test, names, origin = _docstrings(arrays)
         elif colon and prefix == "csv":
-            texts, labels, names, origin = _csv(Path(rest).expanduser())
+            texts, labels, names, origin, notes = _csv(Path(rest).expanduser())
             train = arrays(texts, labels)
         else:
             train, test, names, origin = _from_tfds(name, options, arrays)
     except OSError as error:
         raise DataError(f"Can't read {name}: {error}.") from error
-    return _data(name, train, test, names, origin, options)
+    return _data(name, train, test, names, origin, notes, options)
 
 
-def _data(name, train, test, names, origin, options):
+def _data(name, train, test, names, origin, notes, options):
     if test is None:
         train, test = memory.split(train, memory.TEST_FRACTION, options.seed)
     train, validation = memory.split(train, options.validation_fraction, options.seed + 1)
@@ -102,6 +102,7 @@ def _data(name, train, test, names, origin, options):
         example="text",
         tokens=length,
         origin=origin,
+        notes=notes,
     )
 
 
@@ -124,26 +125,25 @@ def _docstrings(arrays):
 
 
 def _csv(file):
-    """Texts, labels, names and origin of a table with the columns text and label."""
-    try:
-        content = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"Expected {file} in UTF-8: {error}.") from None
-    table = csv.DictReader(content.splitlines(keepends=True))
-    if not {"text", "label"} <= set(table.fieldnames or ()):
+    """Texts, labels, names, origin and notes of a table with the columns text and label."""
+    table = csv_files.read(file)
+    if not {"text", "label"} <= set(table.names):
         raise DataError(
-            f"Expected columns text and label in {file}. Received: {table.fieldnames or 'nothing'}."
+            f"Expected columns text and label in {file}. Received: "
+            f"{', '.join(map(repr, table.names))[:200]}."
         )
-    rows = [(row["text"], row["label"]) for row in table]
-    for number, row in enumerate(rows, start=1):
-        if None in row:
-            raise DataError(f"Expected a text and a label in row {number} of {file}.")
-    names = tuple(sorted({label for _, label in rows}))
+    kept = [
+        pair for pair in zip(table.column("text"), table.column("label"), strict=True) if pair[1]
+    ]
+    names = tuple(sorted({label for _, label in kept}))
     if len(names) < 2:
         raise DataError(f"Expected labels of two kinds or more in {file}. Received: {names}.")
-    digest = hashlib.sha256(content.encode()).hexdigest()
-    labels = [names.index(label) for _, label in rows]
-    return [text for text, _ in rows], labels, names, f"{len(rows):,} texts, SHA-256 {digest}"
+    notes = table.notes
+    if missing := len(table.rows) - len(kept):
+        notes += (f"{missing} rows have no label, and are left out",)
+    labels = [names.index(label) for _, label in kept]
+    origin = f"{len(kept):,} texts, SHA-256 {table.sha256}"
+    return [text for text, _ in kept], labels, names, origin, notes
 
 
 def _from_tfds(name, options, arrays):

@@ -11,6 +11,8 @@ from tfmp.data.base import DataError
 LARGEST = 1e37
 # Squared errors are float32 numbers, and so is their sum over the rows.
 LARGEST_TARGET = 1e15
+# Labels are float32; where these lie further apart, rounding is part of the target that is learned.
+LARGEST_SPACING = 0.01  # of the target's deviation
 
 Task = Literal["classification", "regression"]
 
@@ -83,6 +85,13 @@ def fit(values, labels, rows, target, task) -> Columns:
             raise DataError(
                 f"Expected a deviation of {1 / LARGEST_TARGET:g} or more in the target {target!r}. "
                 f"Received: {deviation:g} in the training rows."
+            )
+        if (spacing := float(np.spacing(np.float32(abs(mean))))) > LARGEST_SPACING * deviation:
+            raise DataError(
+                f"Expected a target whose deviation is {1 / LARGEST_SPACING:g} times the distance "
+                f"of float32 numbers of its size or more. Received: {target!r}, with a deviation "
+                f"of {deviation:.4g}, and {spacing:.4g} between float32 numbers near its mean. "
+                f"Subtract {mean:.10g} from it in the file, and add that to predictions."
             )
         of_target = {"target_mean": mean, "target_deviation": deviation}
     return Columns(

@@ -1,16 +1,22 @@
-"""CSV files: which columns they have, and of which kind."""
+"""Tables from CSV files: which columns they have, and of which kind."""
 
-import csv
+import collections
 import dataclasses
 import difflib
+import math
+import re
 from pathlib import Path
 
 import numpy as np
 
+from tfmp.data import csv_files
 from tfmp.data.base import DataError
 
 # In lower case; what pandas and scikit-learn's examples write, and the `?` of UCI's files.
-MISSING = ("", "?", "na", "n/a", "nan", "null", "none", "<na>")
+MISSING = ("", "?", "na", "n/a", "null", "none", "<na>")
+# Also as C writes it: `-nan`, `nan(0x8000000000000)`, `-nan(ind)`.
+NAN = re.compile(r"[+-]?nan(\(\w*\))?", re.IGNORECASE)
+LONGEST_SHOWN = 60  # characters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,22 +24,24 @@ class Source:
     """A table as it was read.
 
     Attributes:
-        columns: By name [rows] float64, NaN where a value is missing, or str, "" where it is.
-        target: [rows] str, "" where it is missing.
+        columns: By name [rows] float64, NaN where a value is missing, or of str, "" where it is.
+        target: [rows] of str, "" where it is missing.
         target_name: Name of the target.
+        lines: [rows], the line of the file in which each begins; empty where there is no file.
         notes: What was found, each a sentence for the user.
     """
 
     columns: dict[str, np.ndarray]
     target: np.ndarray
     target_name: str
+    lines: list[int] = dataclasses.field(default_factory=list)
     notes: tuple[str, ...] = ()
 
 
 def read(
     file: str, target: str | None, categorical: tuple[str, ...], drop: tuple[str, ...]
 ) -> Source:
-    """Reads a CSV file whose first line names the columns.
+    """Reads a CSV file as `tfmp.data.csv_files` does.
 
     Args:
         file: Its path.
@@ -45,7 +53,8 @@ def read(
         DataError: The file is no such table, or has no such columns.
         OSError: It can't be read.
     """
-    names, rows, lines = _rows(Path(file).expanduser())
+    table = csv_files.read(Path(file).expanduser())
+    names, lines = table.names, table.lines
     if target is None:
         raise DataError(f"--dataset=csv:{file} needs --target, one of {_listed(names)}.")
     for flag, asked in {"target": (target,), "categorical": categorical, "drop": drop}.items():
@@ -59,82 +68,81 @@ def read(
                 )
             if flag != "target" and name == target:
                 raise DataError(f"--{flag}: expected other columns than the target {target!r}.")
-    notes: list[str] = []
+    notes = list(table.notes)
     columns = {}
-    for index, name in enumerate(names):
+    for name in names:
         if name == target or name in drop:
             continue
-        texts = np.array([_text(row[index]) for row in rows], dtype=str)
+        texts = _texts(table.column(name))
         column = None if name in categorical else numbers(texts)
-        if column is None and name not in categorical:
-            notes += _strangers(name, texts, lines)
+        if column is None and name not in categorical and (row := stranger(texts)) is not None:
+            notes.append(
+                f"column {name!r} is categorical, since {shown(texts[row])} in line {lines[row]} "
+                "is no number"
+            )
         columns[name] = texts if column is None else column
         if column is not None and np.isinf(column).any():
             first = int(np.isinf(column).argmax())
             raise DataError(
                 f"Expected finite numbers in the column {name!r} of {file}. Received: "
-                f"{str(texts[first])!r} in line {lines[first]}."
+                f"{texts[first]!r} in line {lines[first]}."
             )
-    index = names.index(target)
-    texts = np.array([_text(row[index]) for row in rows], dtype=str)
-    return Source(columns, texts, target, tuple(notes))
+    there = table.column(target)
+    texts = _texts(there)
+    notes += _left_out(target, there, texts)
+    return Source(columns, texts, target, lines, tuple(notes))
+
+
+def number(text: str) -> float | None:
+    """A text as a number, None where it is none; `1_1`, which is 11 in Python, is none."""
+    try:
+        return None if "_" in text else float(text)
+    except ValueError:
+        return None
 
 
 def numbers(texts: np.ndarray) -> np.ndarray | None:
     """Texts as float64, NaN for ""; None where any is no number, or none is there."""
-    try:
-        found = [float(text) if text else np.nan for text in texts.tolist()]
-    except ValueError:
-        return None
-    return np.array(found) if any(texts) else None
+    found = [number(text) if text else math.nan for text in texts.tolist()]
+    return None if None in found or not any(texts) else np.array(found, np.float64)
 
 
-def _rows(file: Path) -> tuple[list[str], list[list[str]], list[int]]:
-    """Names of the columns, the rows' texts, and the line in which each row ends."""
-    rows, lines = [], []
-    with file.open(encoding="utf-8-sig", newline="") as opened:
-        reader = csv.reader(opened, strict=True)
-        try:
-            names = [name.strip() for name in next(reader, [])]
-            for row in reader:
-                if row and len(row) != len(names):
-                    raise DataError(
-                        f"Expected {len(names)} values in line {reader.line_num} of {file}, as its "
-                        f"first line has names. Received: {len(row)}."
-                    )
-                rows += [row] if row else []
-                lines += [reader.line_num] if row else []
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise DataError(
-                f"Expected values separated by commas, in UTF-8. Received: {file}, line "
-                f"{reader.line_num + 1}: {error}."
-            ) from error
-    if "" in names or len(set(names)) < len(names) or not names:
+def stranger(texts: np.ndarray) -> int | None:
+    """The first row with a text that is no number, where most are numbers; else None."""
+    wrong = [row for row, text in enumerate(texts.tolist()) if text and number(text) is None]
+    return wrong[0] if 0 < len(wrong) * 2 < np.sum(texts != "") else None
+
+
+def shown(text: str) -> str:
+    """A cell in a sentence."""
+    return repr(text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + "...")
+
+
+def _texts(column: list[str]) -> np.ndarray:
+    """[rows] of str, "" where a value is missing."""
+    # Of dtype str each row would take the room of the longest.
+    missing = [text.lower() in MISSING or NAN.fullmatch(text) for text in column]
+    return np.array(["" if x else text for x, text in zip(missing, column, strict=True)], object)
+
+
+def _left_out(target, there, texts):
+    """Says which rows have no target.
+
+    Raises:
+        DataError: Among words comes more than once what may be a word, or say that there is none.
+    """
+    left_out = collections.Counter(x for x, text in zip(there, texts, strict=True) if not text)
+    unclear = {x: n for x, n in left_out.items() if x and n > 1 and not NAN.fullmatch(x)}
+    if unclear and numbers(texts) is None and stranger(texts) is None:
+        text, count = max(unclear.items(), key=lambda item: item[1])
         raise DataError(
-            f"Expected different names of columns in the first line of {file}, separated by "
-            f"commas. Received: {', '.join(map(repr, names))[:200] or 'nothing'}."
+            f"Expected classes, or empty cells where there is none, in the target {target!r}. "
+            f"Received: {text!r} in {count} rows, which may mean that it is missing, or be a "
+            "class. Empty these cells, which leaves their rows out, or rename the class."
         )
-    if not rows:
-        raise DataError(f"Expected rows in {file}. Received: its first line alone.")
-    return names, rows, lines
-
-
-def _text(value: str) -> str:
-    value = value.strip()
-    return "" if value.lower() in MISSING else value
-
-
-def _strangers(name, texts, lines):
-    """Says why a column that is mostly numbers is none."""
-    wrong = [
-        i for i, text in enumerate(texts.tolist()) if text and numbers(np.array([text])) is None
-    ]
-    if len(wrong) * 2 < np.sum(texts != ""):
-        first = wrong[0]
-        yield (
-            f"column {name!r} is categorical, since {str(texts[first])!r} in line {lines[first]} "
-            "is no number"
-        )
+    if left_out:
+        listed = ", ".join(f"{x!r} in {n}" if x else f"nothing in {n}" for x, n in left_out.items())
+        yield f"{left_out.total()} rows have no {target} ({listed}), and are left out"
 
 
 def _listed(names: list[str]) -> str:

@@ -11,17 +11,16 @@ References:
 """
 
 import dataclasses
+import itertools
 
 import numpy as np
 
-from tfmp.data import pipeline, table_columns, table_files
+from tfmp.data import pipeline, table_columns, table_files, table_targets
 from tfmp.data.base import Data, DataError
-from tfmp.data.table_columns import LARGEST_TARGET, Columns, Task
+from tfmp.data.table_columns import Columns, Task
 
 TEST_FRACTION = 0.2
 PREFIX = "csv:"
-# Of whole numbers with more values than this the target is one to regress.
-MOST_CLASSES = 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,12 +30,10 @@ class Table(Data):
     Attributes:
         task: "classification" or "regression".
         columns: A `Columns`.
-        notes: What was done to the table, each a sentence for the user.
     """
 
     task: Task
     columns: Columns
-    notes: tuple[str, ...]
 
 
 def load(
@@ -52,9 +49,9 @@ def load(
     """Loads a table; a fifth of the rows is the test set, of classes a fifth of each.
 
     Args:
-        name: An entry of `DATASETS`, or `csv:FILE`: a file with a line of column names, values
-            separated by commas, UTF-8. A column whose values are all numbers is numeric, every
-            other one categorical; nothing, `?`, `NA`, `NaN`, `null` and the like are missing.
+        name: An entry of `DATASETS`, or `csv:FILE`: a file as `tfmp.data.csv_files` reads it. A
+            column whose values are all numbers is numeric, every other one categorical; nothing,
+            `?`, `NA`, `NaN`, `null` and the like are missing.
         target: Name of the column to predict; of an embedded table its own.
         task: "classification", "regression", or "auto": a regression where the target has numbers
             that are not whole, or more than 20 different ones.
@@ -74,14 +71,17 @@ def load(
     except OSError as error:
         raise DataError(f"Can't read {name}: {error}.") from error
     kept = source.target != ""
-    notes = list(source.notes)
-    if not kept.all():
-        notes.append(f"{np.sum(~kept)} rows have no {source.target_name}, and are left out")
     values = {column: x[kept] for column, x in source.columns.items()}
-    task, class_names, labels = _labels(source.target[kept], source.target_name, task)
-    parts = _split(labels, task, validation_fraction, seed)
-    columns = table_columns.fit(values, labels, parts["train"], source.target_name, task)
-    notes += table_columns.notes(columns, values)
+    found = table_targets.find(
+        source.target[kept],
+        list(itertools.compress(source.lines, kept)),
+        source.target_name,
+        task,
+    )
+    labels = found.labels
+    parts = _split(labels, found.task, validation_fraction, seed)
+    columns = table_columns.fit(values, labels, parts["train"], source.target_name, found.task)
+    notes = (*source.notes, *found.notes, *table_columns.notes(columns, values))
     features = table_columns.encode(columns, values)
     if not features:
         raise DataError(
@@ -95,15 +95,15 @@ def load(
     return Table(
         name=name,
         input_shape={key: x.shape[1:] for key, x in features.items()},
-        class_names=class_names,
+        class_names=found.class_names,
         sizes={key: len(rows) for key, rows in parts.items()},
         train=pipeline.in_memory_train(*part(parts["train"])),
         validation=pipeline.in_memory_evaluation(*part(parts["validation"])),
         test=pipeline.in_memory_evaluation(*part(parts["test"])),
         example="row",
-        task=task,
+        task=found.task,
         columns=columns,
-        notes=tuple(notes),
+        notes=notes,
     )
 
 
@@ -142,35 +142,6 @@ def _diabetes() -> table_files.Source:
 
 
 DATASETS = {"breast_cancer": _breast_cancer, "diabetes": _diabetes}
-
-
-def _labels(texts, name, task) -> tuple[Task, tuple[str, ...], np.ndarray]:
-    """The task, names of the classes, and int32 or float64 labels."""
-    numbers = table_files.numbers(texts)
-    different = np.unique(texts if numbers is None else numbers)
-    if len(different) < 2:
-        raise DataError(f"Expected two values or more in {name!r}. Received: {len(different)}.")
-    if task == "auto":
-        many = numbers is not None and len(different) > MOST_CLASSES
-        many |= numbers is not None and bool(np.any(numbers != np.round(numbers)))
-        task = "regression" if many else "classification"
-    if task == "regression":
-        if numbers is None or np.abs(numbers).max() > LARGEST_TARGET:
-            received = "text" if numbers is None else f"{np.abs(numbers).max():g}"
-            raise DataError(
-                f"Expected numbers up to {LARGEST_TARGET:g} in the target {name!r} of a "
-                f"regression. Received: {received}."
-            )
-        return task, (), numbers
-    labels = np.searchsorted(different, texts if numbers is None else numbers).astype(np.int32)
-    if np.bincount(labels).min() < 3:
-        rare = different[np.bincount(labels).argmin()]
-        raise DataError(
-            f"Expected three rows or more of each class of {name!r}. Received: fewer of {rare!s}. "
-            "Leave these rows out, or take --task=regression if it is a number to predict."
-        )
-    names = different if numbers is None else [f"{number:g}" for number in different]
-    return task, tuple(map(str, names)), labels
 
 
 def _split(labels, task, validation_fraction, seed) -> dict[str, np.ndarray]:

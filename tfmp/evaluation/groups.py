@@ -1,11 +1,11 @@
 """Which group each test example belongs to."""
 
-import csv
 import pathlib
 
 import numpy as np
 
 from tfmp import data as tfmp_data
+from tfmp.data import csv_files
 from tfmp.errors import UserError
 
 MOST_GROUPS = 1000
@@ -45,25 +45,20 @@ def read_groups(group_by, dataset, examples, **options) -> np.ndarray:
     if "" in groups or None in groups:
         row = next(i for i, group in enumerate(groups) if not group)
         raise UserError(f"Expected a group in each row. Received: none in row {row} of {group_by}.")
-    groups = np.asarray(groups, str)
-    if len(np.unique(groups)) > MOST_GROUPS:
+    if (different := len(set(groups))) > MOST_GROUPS:
         raise UserError(
-            f"Expected at most {MOST_GROUPS} groups. Received: {len(np.unique(groups))} values of "
-            f"{group_by}."
+            f"Expected at most {MOST_GROUPS} groups. Received: {different} values of {group_by}."
         )
-    return groups
+    return np.asarray(groups, str)
 
 
 def _column(file, column):
     try:
-        with open(file, newline="", encoding="utf-8-sig") as lines:
-            rows = csv.DictReader(lines)
-            names = rows.fieldnames or []
-            if column not in names:
-                raise UserError(
-                    f"Expected a column out of {', '.join(names) or 'none'}. Received: {column!r} "
-                    f"of {file}."
-                )
-            return [row[column] for row in rows]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        table = csv_files.read(file)
+    except OSError as error:
         raise UserError(f"Can't read {file}: {error}.") from error
+    if column not in table.names:
+        raise UserError(
+            f"Expected a column out of {', '.join(table.names)}. Received: {column!r} of {file}."
+        )
+    return table.column(column)

@@ -51,6 +51,8 @@ def announce(session, config, data, learner, steps_per_epoch):
             "note: half precision is emulated on this CPU, for its numerics and not for speed; "
             "--policy=auto takes what is fastest here."
         )
+    for note in data.notes:
+        print(f"note: {note}")
     print(flush=True)
 
 
