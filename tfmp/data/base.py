@@ -69,7 +69,8 @@ class Data:
         read_by: What a worker that takes a part need not read of the other parts: "file" where an
             example is a file, else "element": it reads them, and decodes its own.
         origin: What tells these very data from others of the same name, such as a version or a
-            checksum; empty where the name says it all.
+            checksum, which is its last word; empty where the name says it all.
+        notes: What the user should know of them, each a sentence.
     """
 
     name: str
@@ -84,3 +85,4 @@ class Data:
     tokens: int | None = None
     read_by: Literal["element", "file"] = "element"
     origin: str = ""
+    notes: tuple[str, ...] = ()

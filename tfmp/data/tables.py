@@ -11,9 +11,11 @@ References:
 """
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 
+from tfmp import files
 from tfmp.data import pipeline, table_columns, table_files
 from tfmp.data.base import Data, DataError
 from tfmp.data.table_columns import LARGEST_TARGET, Columns, Task
@@ -101,6 +103,7 @@ def load(
         validation=pipeline.in_memory_evaluation(*part(parts["validation"])),
         test=pipeline.in_memory_evaluation(*part(parts["test"])),
         example="row",
+        origin=_origin(name),
         task=task,
         columns=columns,
         notes=tuple(notes),
@@ -117,6 +120,13 @@ def _source(name, target, categorical, drop) -> table_files.Source:
             f"--target, --categorical and --drop are for {PREFIX}FILE. Received: {name}."
         )
     return DATASETS[name]()
+
+
+def _origin(name) -> str:
+    """The checksum of a file; of an embedded table nothing."""
+    if not name.startswith(PREFIX):
+        return ""
+    return f"SHA-256 {files.sha256(Path(name.removeprefix(PREFIX)).expanduser())}"
 
 
 def _breast_cancer() -> table_files.Source:
