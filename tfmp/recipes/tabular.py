@@ -130,8 +130,6 @@ def run(config):
     began = time.perf_counter()
     prepared = prepare(config)
     session, data, _, _ = prepared
-    for note in data.notes:
-        print(f"note: {note}")
     if session.worker.is_chief:
         describe(data, session.workdir)
     return recipe.run(config, prepared, began)
