@@ -104,7 +104,7 @@ def fit(learner, data, config, workdir, *, resume_hint="", extra_callbacks=(), p
     )
     logger = keras.callbacks.CSVLogger(log if worker.is_chief else os.devnull, append=True)
     # Logs are completed before they are written, and written before the epoch counts as done.
-    every = [callbacks.StepLogs(), stopwatch, guard, logger]
+    every = [callbacks.StepLogs(epoch_steps), stopwatch, guard, logger]
     every += _optional(config, learner, workdir, log, worker)
     board = workdir / "tensorboard" if config.tensorboard else None
     tracer = Tracer(workdir, config.trace_every, board) if config.trace_every else None
