@@ -60,6 +60,14 @@ def test_a_users_mistake_is_one_line(file, tmp_path, flags, said):
     assert not list(tmp_path.iterdir())
 
 
+def test_it_says_which_class_has_no_test_text(file, tmp_path, capsys):
+    (tmp_path / "some.csv").write_text(f"{file.read_text()}\nc1 c2,c\n")
+    quick(tmp_path / "some.csv", tmp_path / "run", "--epochs=1")
+    assert "note: no test figure knows of classes without a test example: 'c'\n" in (
+        capsys.readouterr().out
+    )
+
+
 def test_it_goes_on_with_its_own_texts_only(file, tmp_path, stopped_before):
     own = tmp_path / "own.csv"
     own.write_text(file.read_text())

@@ -160,7 +160,7 @@ def _streamed(name, source, splits, shape, augmentation, options) -> Data:
         train, test = train.cut(memory.TEST_FRACTION)
         if not test.examples:
             raise DataError(
-                "Expected 5 examples or more in a file of records, to hold a tenth of them out for "
+                "Expected 6 examples or more in a file of records, to hold a tenth of them out for "
                 f"the test. Received: {name}, of {train.examples} in {len(train.paths)} files. Add "
                 "examples, or a test split."
             )
