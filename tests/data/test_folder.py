@@ -54,6 +54,42 @@ def test_layouts(tmp_path, write_images, parts, sizes):
     assert data.load(f"folder:{tmp_path}").sizes == sizes
 
 
+def test_a_checksum_tells_the_files(tmp_path, write_images, folder_of_images, monkeypatch):
+    def origin(root):
+        return data.load(f"folder:{root}").origin
+
+    write_images(tmp_path / "cat", 20, seed=1)
+    write_images(tmp_path / "dog", 17, seed=2)
+    known = origin(tmp_path)
+    assert known.startswith("37 files, of names and sizes with SHA-256 ")
+    assert known == origin(folder_of_images)
+    monkeypatch.chdir(tmp_path)
+    assert known == origin(".") == origin(f"{tmp_path}/")
+    (tmp_path / "dog").rename(tmp_path / "wolf")
+    found = {known, origin(tmp_path)}
+    write_images(tmp_path / "wolf", 18, seed=2)
+    found.add(origin(tmp_path))
+    with open(tmp_path / "cat" / "000.png", "ab") as file:
+        file.write(b"x")
+    found.add(origin(tmp_path))
+    assert len(found) == 4
+
+
+def test_one_image_a_class_leaves_no_test_image(tmp_path, write_images):
+    for name in ("a", "b"):
+        write_images(tmp_path / name, 1)
+    refused(tmp_path, "two examples or more of a class")
+    write_images(tmp_path / "b", 6)
+    loaded = data.load(f"folder:{tmp_path}")
+    assert loaded.notes == ("no test figure knows of classes without a test example: 'a'",)
+
+
+def test_classes_that_a_test_folder_lacks_are_named(tmp_path, write_images):
+    for name in ("train/a", "train/b", "test/b"):
+        write_images(tmp_path / name, 4)
+    assert data.load(f"folder:{tmp_path}").notes[0].endswith("without a test example: 'a'")
+
+
 def test_labels_follow_the_images(tmp_path, write_images):
     write_images(tmp_path / "a", 6, seed=1)
     write_images(tmp_path / "b", 6, seed=2)
@@ -178,4 +214,5 @@ def test_something_after_the_end_of_an_image_does_no_harm(tmp_path, write_images
 def test_headers_against_pillow(tmp_path, mode, kind, channels):
     image = pytest.importorskip("PIL.Image").new(mode, (31, 17))
     image.save(tmp_path / "image", kind)
-    assert headers.read(str(tmp_path / "image")) == headers.Header(17, 31, channels, True)
+    size = (tmp_path / "image").stat().st_size
+    assert headers.read(str(tmp_path / "image")) == headers.Header(17, 31, channels, True, size)

@@ -128,6 +128,17 @@ def test_what_cannot_be_read_says_why(tmp_path, name, match):
         load(name, data_dir=str(tmp_path))
 
 
+def test_a_class_of_one_text_has_no_test_text(tmp_path):
+    file = tmp_path / "some.csv"
+    file.write_text("text,label\none,a\ntwo,b\n")
+    with pytest.raises(data.DataError, match=r"two examples or more of a class.* of 2 classes"):
+        load(f"csv:{file}")
+    file.write_text("text,label\none,a\ntwo,b\nthree,b\n")
+    found = load(f"csv:{file}")
+    assert found.sizes == {"train": 2, "validation": 0, "test": 1}
+    assert found.notes == ("no test figure knows of classes without a test example: 'a'",)
+
+
 def test_texts_of_tfds(tmp_path):
     import tensorflow_datasets as tfds
 

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 import tfmp
 from tfmp import data
-from tfmp.data import prepare
+from tfmp.data import memory, prepare
 
 TEST_DATA = pathlib.Path(
     os.environ.get("TFMP_TEST_DATA") or pathlib.Path(tfmp.__file__).parents[2] / "shared" / "data"
@@ -56,6 +56,12 @@ def test_what_stands_in_for_a_missing_split(tiny_tfds, image_size):
     assert (next(iter(unlabeled.test(12)))[1].numpy() >= 0).all()
     alone = load("train_alone")
     assert sum(alone.sizes.values()) == 50 and min(alone.sizes.values()) >= 3
+    assert alone.origin == "tiny_images/train_alone/1.0.0"
+
+
+def test_files_of_too_few_records_leave_no_test_image(tiny_tfds, monkeypatch):
+    monkeypatch.setattr(memory, "TEST_FRACTION", 0.01)
+    refused("tiny_images/train_alone", "of 50 in 3 files", data_dir=tiny_tfds, image_size=12)
 
 
 @pytest.mark.parametrize("config", ["", "/unlabeled_test"])

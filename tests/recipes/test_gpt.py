@@ -115,6 +115,16 @@ def test_sizes_go_by_the_model_and_the_data():
     assert sizes("--model=gpt2_small", "--context=128", "--vocabulary=512") == (128, 512)
 
 
+def test_it_does_not_go_on_with_another_text_of_the_same_length(file, tmp_path, stopped_before):
+    own = tmp_path / "text.txt"
+    own.write_text(file.read_text())
+    with stopped_before(3):
+        quick(own, tmp_path / "run")
+    own.write_text(file.read_text().swapcase())
+    with pytest.raises(errors.UserError, match=r"text\.txt was 1,760 bytes, SHA-256 .* and is"):
+        quick(own, tmp_path / "run", "--resume")
+
+
 @pytest.mark.slow  # three processes, since determinism stays on
 def test_a_stopped_run_goes_on_to_the_bit(file, tmp_path):
     flags = [f"--dataset=text:{file}", *QUICK, "--policy=mixed_float16", "--deterministic"]

@@ -93,7 +93,8 @@ def test_with_no_flags_it_trains_in_mixed_float16(tmp_path):
     for text in ("device", "mixed_float16", "XLA", "replicas", "parameters", "steps", "emulated"):
         assert text in ended.stdout, text
     assert "Epoch 1/" in ended.stdout and "test accuracy" in ended.stdout
-    files = "checkpoints config.json curves.png metrics.csv model.json model.keras results.json"
+    files = "checkpoints config.json curves.png data.json metrics.csv model.json model.keras"
+    files += " results.json"
     assert {path.name for path in workdir.iterdir()} == set(files.split())
 
 

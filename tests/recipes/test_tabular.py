@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from sklearn import linear_model, pipeline, preprocessing
 
-from tfmp import cli, errors
+from tfmp import cli, errors, files
+from tfmp.commands import report
 from tfmp.data import tables
 from tfmp.data.pipeline import in_memory_evaluation
 from tfmp.recipes import tabular
+from tfmp.training import tables as tables_training
 
 ROOT = pathlib.Path(__file__).parents[2]
 QUICK = ["--measure_inference=false", "--deterministic"]
@@ -101,6 +103,59 @@ def test_stopped_and_resumed_it_is_the_same_run(trained, flags, tmp_path, stoppe
     for one, other in zip(models[0].get_weights(), models[1].get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
     assert again["final"] == results["final"]
+
+
+def small(tmp_path, **changes):
+    """Flags of a table of 40 rows, of one step an epoch in mixed_float16."""
+    file = tmp_path / "small.csv"
+    lines = [f"{n % 7},{'yes' if n % 2 else 'no'}" for n in range(40)]
+    file.write_text("\n".join(["x,answer", *lines]))
+    flags = {"dataset": f"csv:{file}", "target": "answer", "batch_size": 28, "epochs": 1}
+    flags |= {"width": 8, "policy": "mixed_float16", "jit_compile": "false", "warmup_epochs": 0}
+    return [f"--{name}={value}" for name, value in (flags | changes).items()]
+
+
+def test_a_table_of_other_labels_is_refused(tmp_path, stopped_before):
+    flags = small(tmp_path, epochs=4, initial_scale=8)
+    with stopped_before(2):
+        run(tmp_path / "run", *flags)
+    file = tmp_path / "small.csv"
+    swapped = file.read_text().replace("yes", "-").replace("no", "yes").replace("-", "no")
+    file.write_text(swapped)
+    with pytest.raises(
+        errors.UserError, match=r"small\.csv was 40 rows, SHA-256 .* and is 40 rows, SHA-256"
+    ):
+        run(tmp_path / "run", *flags, "--resume")
+
+
+@pytest.mark.parametrize("epochs", [1, 5])
+def test_a_run_without_a_good_step_ends_with_status_3(tmp_path, capsys, monkeypatch, epochs):
+    def nothing(self, features, labels):
+        return features, self.targets(labels) * np.nan
+
+    monkeypatch.setattr(tables_training.TableLearner, "prepare", nothing)
+    flags = small(tmp_path, epochs=epochs, target="x", task="regression")
+    flags += [*QUICK, f"--workdir={tmp_path / 'run'}"]
+    for more in ([], ["--resume"]):
+        with pytest.raises(SystemExit) as ended:
+            cli.run(tabular.Config, tabular.run, [*flags, *more])
+        said = capsys.readouterr().err
+        assert ended.value.code == 3 and said.count("\n") == 1
+        assert "non-finite: the gradients of every step of the run" in said
+    rows = files.read_metrics(tmp_path / "run" / "metrics.csv")
+    assert len(rows) == epochs and all(row["skipped_steps"] > row["epoch"] for row in rows)
+    assert all(np.isnan([row["loss"], row["rmse"]]).all() for row in rows)
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
+def test_epochs_lost_to_a_falling_scale_do_not_end_the_run(tmp_path):
+    results = run(tmp_path / "run", *small(tmp_path, epochs=30, initial_scale=2**24))
+    rows = files.read_metrics(tmp_path / "run" / "metrics.csv")
+    lost = [np.isnan(row["loss"]) for row in rows]
+    assert lost[0] and not lost[-1]
+    assert sum(lost) == results["loss_scale"]["skipped_steps"]
+    assert not lost[results["best"]["epoch"] - 1]
+    report.run(cli.parse(report.Config, [str(tmp_path / "run")]))
 
 
 def test_a_regression_without_xla_in_the_targets_unit(tmp_path, capsys):

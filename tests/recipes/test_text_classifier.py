@@ -61,6 +61,30 @@ def test_a_users_mistake_is_one_line(file, tmp_path, flags, said):
     assert not list(tmp_path.iterdir())
 
 
+def test_it_says_which_class_has_no_test_text(file, tmp_path, capsys):
+    (tmp_path / "some.csv").write_text(f"{file.read_text()}\nc1 c2,c\n")
+    quick(tmp_path / "some.csv", tmp_path / "run", "--epochs=1")
+    assert "note: no test figure knows of classes without a test example: 'c'\n" in (
+        capsys.readouterr().out
+    )
+
+
+def test_it_goes_on_with_its_own_texts_only(file, tmp_path, stopped_before):
+    own = tmp_path / "own.csv"
+    own.write_text(file.read_text())
+    with stopped_before(3):
+        quick(own, tmp_path / "run")
+    own.write_text(file.read_text().replace(",a\n", ",z\n"))
+    with pytest.raises(errors.UserError) as refused:
+        quick(own, tmp_path / "run", "--resume")
+    for said in ("the classes from number 1 on were 'a', 'b' and are 'b', 'z'", "SHA-256"):
+        assert said in str(refused.value)
+    own.write_text(file.read_text())
+    (tmp_path / "run" / "data.json").unlink()  # as of an earlier version
+    assert quick(own, tmp_path / "run", "--resume")["epochs"] == 4
+    assert (tmp_path / "run" / "data.json").exists()
+
+
 @pytest.mark.slow
 def test_with_no_flags_it_beats_the_largest_class_within_two_minutes(with_no_flags):
     _, modules, owners = docstrings.load()

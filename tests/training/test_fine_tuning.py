@@ -15,7 +15,7 @@ from tfmp.training import fine_tuning, loop
 FLAGS = ["--epochs=2", "--head_epochs=2", "--warmup_epochs=0.5", "--batch_size=256", "--seed=3"]
 FLAGS += ["--measure_inference=false", "--save_every_steps=3"]  # epochs have 5 steps
 FLAGS += ["--optimizer=adamw", "--learning_rate=0.01"]
-HALF = ["--policy=mixed_float16", "--jit_compile=false", "--initial_scale=16777216"]
+HALF = ["--policy=mixed_float16", "--jit_compile=false", "--initial_scale=1048576"]
 FULL = ["--policy=float32"]
 
 
@@ -117,9 +117,9 @@ def test_each_phase_begins_at_the_first_loss_scale(trained):
     folder, _, results = trained
     first, second = (files.read_metrics(folder / x / "metrics.csv") for x in ("head", ""))
     # The head is in float32, and no other gradient is computed: nothing overflows.
-    assert [row["loss_scale"] for row in first] == [2**24, 2**24]
-    assert second[0]["loss_scale"] == 2 ** (24 - second[0]["skipped_steps"])
-    assert results["loss_scale"]["initial"] == 2**24
+    assert [row["loss_scale"] for row in first] == [2**20, 2**20]
+    assert second[0]["loss_scale"] == 2 ** (20 - second[0]["skipped_steps"])
+    assert results["loss_scale"]["initial"] == 2**20
 
 
 def test_results_have_both_phases(trained):
@@ -132,7 +132,7 @@ def test_results_have_both_phases(trained):
     # The cost is of both.
     assert results["cost"]["seconds"] > phase["seconds"] > 0
     assert {x.name for x in (folder / "head").iterdir()} == {
-        "checkpoints", "config.json", "metrics.csv", "model.json",
+        "checkpoints", "config.json", "data.json", "metrics.csv", "model.json",
     }  # fmt: skip
 
 

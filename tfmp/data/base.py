@@ -69,8 +69,8 @@ class Data:
         read_by: What a worker that takes a part need not read of the other parts: "file" where an
             example is a file, else "element": it reads them, and decodes its own.
         origin: What tells these very data from others of the same name, such as a version or a
-            checksum; empty where the name says it all.
-        notes: What was done to the data, each a sentence for the user.
+            checksum, which is its last word; empty where the name says it all.
+        notes: What was done to the data, or the user should know of them, each a sentence.
     """
 
     name: str

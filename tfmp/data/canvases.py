@@ -47,7 +47,13 @@ def load(name: str, options: Options) -> Data:
         count = CANVASES[part] if len(rows) else 0
         parts[part] = compose(found.images[rows], found.target[rows], count, rng)
     return memory.from_arrays(
-        name, **parts, class_names=CLASS_NAMES, augmentation="shift", options=options
+        name,
+        train=parts["train"],
+        validation=parts["validation"],
+        test=parts["test"],
+        class_names=CLASS_NAMES,
+        augmentation="shift",
+        options=options,
     )
 
 

@@ -48,13 +48,16 @@ def load(path: str, options: Options) -> Data:
     for part, place in (("validation", validation), ("test", test)):
         if place is not None:
             files[part] = _files(place, classes)
-    shape, alike = _shape([file for part in files.values() for file in part[0]], options.image_size)
+    paths = [path for part in files.values() for path in part[0]]
+    found = _headers(paths)
+    shape, alike = _shape(paths, found, options.image_size)
     if test is None:
         files["train"], files["test"] = _split(files["train"], memory.TEST_FRACTION, options.seed)
     if validation is None:
         files["train"], files["validation"] = _split(
             files["train"], options.validation_fraction, options.seed + 1
         )
+    notes = pipeline.check_test(f"folder:{path}", files["test"][1], tuple(classes))
     sizes = {part: len(files[part][0]) for part in ("train", "validation", "test")}
     training_crop, evaluation_crop = crops.pair(shape, alike)
     return Data(
@@ -67,6 +70,8 @@ def load(path: str, options: Options) -> Data:
         test=_evaluation(*files["test"], evaluation_crop),
         augmentation="flip" if crops.is_large(shape) else "crop",
         read_by="file",
+        origin=_origin(root, paths, found),
+        notes=notes,
     )
 
 
@@ -152,10 +157,27 @@ def _files(place: Path, classes: list[str]) -> Files:
     return paths, np.array(labels, np.int32)
 
 
-def _shape(paths: list[str], image_size: int | None) -> tuple[tuple[int, int, int], bool]:
-    """Shape that the images will have, and whether they have that size already."""
+def _headers(paths: list[str]) -> list[headers.Header]:
     with futures.ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(_header, paths, chunksize=256))
+        return list(pool.map(_header, paths, chunksize=256))
+
+
+def _origin(root: Path, paths: list[str], found: list[headers.Header]) -> str:
+    """The number of files, and a checksum of their names and sizes.
+
+    What is in them isn't read: another image of the same name and size isn't seen.
+    """
+    digest = hashlib.sha256()
+    for path, header in zip(paths, found, strict=True):
+        name = path.removeprefix(f"{root}{os.sep}")
+        digest.update(f"{name}\0{header.size}\n".encode(errors="surrogateescape"))
+    return f"{len(paths):,} files, of names and sizes with SHA-256 {digest.hexdigest()}"
+
+
+def _shape(
+    paths: list[str], found: list[headers.Header], image_size: int | None
+) -> tuple[tuple[int, int, int], bool]:
+    """Shape that the images will have, and whether they have that size already."""
     first_with: dict[int, str] = {}
     for header, path in zip(found, paths, strict=True):
         first_with.setdefault(header.channels, path)

@@ -47,6 +47,7 @@ def load(name: str, options: Options, also_known: list[str]) -> Data:
         class_names=source.class_names,
         augmentation=augmentation,
         options=options,
+        origin=source.builder.info.full_name,
     )
 
 
@@ -157,6 +158,12 @@ def _streamed(name, source, splits, shape, augmentation, options) -> Data:
     train, validation, test = (split and source.records(split) for split in splits)
     if test is None:
         train, test = train.cut(memory.TEST_FRACTION)
+        if not test.examples:
+            raise DataError(
+                "Expected 6 examples or more in a file of records, to hold a tenth of them out for "
+                f"the test. Received: {name}, of {train.examples} in {len(train.paths)} files. Add "
+                "examples, or a test split."
+            )
     if validation is None:
         train, validation = train.cut(options.validation_fraction)
     training_crop, evaluation_crop = crops.pair(shape, tuple(source.image_shape) == shape)
@@ -184,6 +191,7 @@ def _streamed(name, source, splits, shape, augmentation, options) -> Data:
         ),
         test=pipeline.streamed_evaluation(test.in_order, decode_center, test.examples),
         augmentation=augmentation,
+        origin=source.builder.info.full_name,
     )
 
 

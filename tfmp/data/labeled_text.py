@@ -88,6 +88,7 @@ def load(
 def _data(name, train, test, names, origin, notes, options):
     if test is None:
         train, test = memory.split(train, memory.TEST_FRACTION, options.seed)
+    notes = (*notes, *pipeline.check_test(name, test[1], names))
     train, validation = memory.split(train, options.validation_fraction, options.seed + 1)
     parts = {"train": train, "validation": validation, "test": test}
     length = train[0].shape[1]

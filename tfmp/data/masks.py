@@ -87,6 +87,7 @@ def _pets(name: str, options: Options) -> Data:
         validation=pipeline.streamed_evaluation(validation.in_order, decode, validation.examples),
         test=pipeline.streamed_evaluation(test.in_order, decode, test.examples),
         augmentation="crop_flip",
+        origin=source.builder.info.full_name,
     )
 
 

@@ -19,6 +19,7 @@ def from_arrays(
     class_names: tuple[str, ...],
     augmentation: str,
     options: Options,
+    origin: str = "",
 ) -> Data:
     """Makes a `Data` of arrays, and holds out of `train` what isn't given.
 
@@ -30,9 +31,15 @@ def from_arrays(
         class_names: One name a class.
         augmentation: An entry of `augment.AUGMENTATIONS`.
         options: What `load` was asked for; its seed decides what is held out.
+        origin: As of `Data`.
+
+    Raises:
+        DataError: There are too few examples to hold a test example out.
     """
+    notes: tuple[str, ...] = ()
     if test is None:
         train, test = split(train, TEST_FRACTION, options.seed)
+        notes = pipeline.check_test(name, test[1], class_names)
     if validation is None:
         train, validation = split(train, options.validation_fraction, options.seed + 1)
     parts = {"train": train, "validation": validation, "test": test}
@@ -46,6 +53,8 @@ def from_arrays(
         validation=pipeline.in_memory_evaluation(*validation),
         test=pipeline.in_memory_evaluation(*test),
         augmentation=augmentation,
+        origin=origin,
+        notes=notes,
     )
 
 

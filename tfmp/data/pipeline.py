@@ -262,6 +262,34 @@ def hold_out(labels: np.ndarray, keys: np.ndarray, fraction: float) -> tuple:
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 
+def check_test(name: str, labels: np.ndarray, class_names: tuple[str, ...]) -> tuple[str, ...]:
+    """Sees that a test part has examples, and which classes have none there.
+
+    Args:
+        name: The data set's name.
+        labels: [test examples, ...] integers.
+        class_names: One name a class.
+
+    Returns:
+        What to tell the user, as `Data.notes`.
+
+    Raises:
+        DataError: There is no test example.
+    """
+    if not len(labels):
+        raise DataError(
+            "Expected two examples or more of a class, to hold one out for the test, and three to "
+            f"hold one out for validation, too. Received: {name}, of {len(class_names)} classes "
+            "with one each. Add examples."
+        )
+    without = [class_names[i] for i in np.setdiff1d(np.arange(len(class_names)), labels)]
+    if not without:
+        return ()
+    shown = ", ".join(map(repr, without[:10]))
+    more = f" and {len(without) - 10} more" if len(without) > 10 else ""
+    return (f"no test figure knows of classes without a test example: {shown}{more}",)
+
+
 def to_device(dataset: tf.data.Dataset) -> tf.data.Dataset:
     """Copies batches ahead to the GPU where there is exactly one and no strategy is in scope.
 

@@ -28,6 +28,7 @@ class Source:
         target: [rows] of str, "" where it is missing.
         target_name: Name of the target.
         lines: [rows], the line of the file in which each begins; empty where there is no file.
+        origin: Rows and SHA-256 of the file; empty where there is no file.
         notes: What was found, each a sentence for the user.
     """
 
@@ -35,6 +36,7 @@ class Source:
     target: np.ndarray
     target_name: str
     lines: list[int] = dataclasses.field(default_factory=list)
+    origin: str = ""
     notes: tuple[str, ...] = ()
 
 
@@ -90,7 +92,8 @@ def read(
     there = table.column(target)
     texts = _texts(there)
     notes += _left_out(target, there, texts)
-    return Source(columns, texts, target, lines, tuple(notes))
+    origin = f"{len(lines):,} rows, SHA-256 {table.sha256}"
+    return Source(columns, texts, target, lines, origin, tuple(notes))
 
 
 def number(text: str) -> float | None:

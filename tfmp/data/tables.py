@@ -101,6 +101,7 @@ def load(
         validation=pipeline.in_memory_evaluation(*part(parts["validation"])),
         test=pipeline.in_memory_evaluation(*part(parts["test"])),
         example="row",
+        origin=source.origin,
         task=found.task,
         columns=columns,
         notes=notes,

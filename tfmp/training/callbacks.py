@@ -19,6 +19,10 @@ from tfmp.errors import NonFiniteError, StoppedError
 from tfmp.files import read_metrics
 
 PROGRESS_SECONDS = 0.5  # between two looks of the progress bar at the device
+ADVICE = (
+    "Look for NaN and infinities in inputs and targets first. Then try a lower --learning_rate or "
+    "a longer --warmup_epochs, and --policy=float32 to see whether half precision is the cause."
+)
 
 
 class Callbacks(keras.callbacks.CallbackList):
@@ -48,16 +52,34 @@ class Callbacks(keras.callbacks.CallbackList):
 
 
 class StepLogs(loss_scale.LossScaleLogger):
-    """Adds derived figures, learning rate, loss scale and its counters to each epoch's logs."""
+    """Adds derived figures, learning rate, loss scale and its counters to each epoch's logs.
+
+    Loss and metrics of an epoch without a good step become NaN.
+
+    Args:
+        steps_per_epoch: Training steps of a whole epoch.
+    """
+
+    def __init__(self, steps_per_epoch):
+        super().__init__()
+        self._steps_per_epoch = steps_per_epoch
 
     def on_epoch_end(self, epoch, logs=None):
         """Adds to the logs, which the callbacks behind this one read."""
+        if skipped_all(self.model, self._steps_per_epoch):
+            logs |= {name: math.nan for name in logs if not name.startswith("val_")}
         for prefix in ("", "val_"):
             means = {k.removeprefix(prefix): v for k, v in logs.items() if k.startswith(prefix)}
             if "loss" in means:
                 logs |= {prefix + k: v for k, v in self.model.derived(means).items()}
         logs["learning_rate"] = float(tf.convert_to_tensor(self.model.optimizer.learning_rate))
         super().on_epoch_end(epoch, logs)
+
+
+def skipped_all(model, steps):
+    """Whether the last so many steps were skipped, by any optimizer of a model."""
+    optimizers = [x for x in loss_scale.scaled_optimizers_of(model) if x.built]
+    return any(int(x.consecutive_skips.numpy()) >= steps for x in optimizers)
 
 
 class NonFiniteGuard(loss_scale.LossScaleGuard):
@@ -108,8 +130,7 @@ class NonFiniteGuard(loss_scale.LossScaleGuard):
             f"Training became non-finite: {what}, at epoch "
             f"{(step - 1) // self._steps_per_epoch + 1}, step {step}, loss scale now {scale:g}. "
             + (f"The last good checkpoint is {kept}. " if kept else "No checkpoint was saved yet. ")
-            + "Try a lower --learning_rate, a longer --warmup_epochs, or --policy=float32 to see "
-            "whether half precision is the cause."
+            + ADVICE
         )
 
 
@@ -218,11 +239,11 @@ class EarlyStopping(keras.callbacks.EarlyStopping):
     def on_train_begin(self, logs=None):
         """Replays the epochs before."""
         super().on_train_begin(logs)
-        for row in _epochs_before(self._worker, self._metrics_file):
+        for row in epochs_before(self._worker, self._metrics_file):
             self.on_epoch_end(int(row["epoch"]), row)
 
 
-def _epochs_before(worker, metrics_file):
+def epochs_before(worker, metrics_file):
     """Rows of the CSV log, as the chief, who writes it, reads them."""
 
     def read():
@@ -233,7 +254,7 @@ def _epochs_before(worker, metrics_file):
 
 def has_stopped_early(patience, metrics_file, monitor, mode, worker=workers.ALONE):
     """Whether `EarlyStopping` has ended the run that wrote a CSV log; never without patience."""
-    rows = _epochs_before(worker, metrics_file) if patience else []
+    rows = epochs_before(worker, metrics_file) if patience else []
     scores = [row[f"val_{monitor}"] for row in rows]
     scores = [score for score in scores if not math.isnan(score)]
     best = max if mode == "max" else min

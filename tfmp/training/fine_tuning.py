@@ -115,7 +115,7 @@ def run(config, prepared, began):
         phase = None
         if config.first_phase:
             if started.worker.is_chief:  # for --resume, from the first step on
-                loop.describe(classifier, config, workdir)
+                loop.describe(classifier, data, config, workdir)
             phase = _fit_head(config.first_phase, prepared, options)
             print("\nphase 2 of 2: all weights\n", flush=True)
         fitted = loop.fit(classifier, data, config, workdir, **options)

@@ -15,7 +15,7 @@ import tensorflow as tf
 from tfmp import compile_cache, distribution, files, hardware, workers
 from tfmp.data import DataError, to_device
 from tfmp.errors import OutOfMemoryError, TfmpError, UserError
-from tfmp.training import callbacks, loading
+from tfmp.training import callbacks, loading, same_data
 from tfmp.training.checkpoints import Checkpoints
 from tfmp.training.stopwatch import Stopwatch
 from tfmp.training.tracer import Tracer
@@ -84,7 +84,7 @@ def fit(learner, data, config, workdir, *, resume_hint="", extra_callbacks=(), p
         )
     worker = distribution.worker(learner.distribute_strategy)
     if worker.is_chief:
-        describe(learner, config, workdir)
+        describe(learner, data, config, workdir)
     checkpoints = Checkpoints(workdir / "checkpoints", learner)
     metrics = checkpoints.restore()
     stopwatch = Stopwatch(
@@ -104,7 +104,7 @@ def fit(learner, data, config, workdir, *, resume_hint="", extra_callbacks=(), p
     )
     logger = keras.callbacks.CSVLogger(log if worker.is_chief else os.devnull, append=True)
     # Logs are completed before they are written, and written before the epoch counts as done.
-    every = [callbacks.StepLogs(), stopwatch, guard, logger]
+    every = [callbacks.StepLogs(epoch_steps), stopwatch, guard, logger]
     every += _optional(config, learner, workdir, log, worker)
     board = workdir / "tensorboard" if config.tensorboard else None
     tracer = Tracer(workdir, config.trace_every, board) if config.trace_every else None
@@ -135,11 +135,12 @@ def fit(learner, data, config, workdir, *, resume_hint="", extra_callbacks=(), p
     )
 
 
-def describe(learner, config, workdir):
+def describe(learner, data, config, workdir):
     """Makes the run's folder, with what `--resume` and `tfmp.load` know the run by.
 
     Args:
         learner: A compiled `tfmp.training.Learner`.
+        data: A `tfmp.data.Data`.
         config: A `tfmp.training.TrainingConfig`.
         workdir: Path of the folder.
 
@@ -149,6 +150,7 @@ def describe(learner, config, workdir):
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         files.write_json(workdir / "config.json", dataclasses.asdict(config))
+        same_data.describe(data, workdir)
         loading.describe(learner.model, learner.optimizer, workdir)
     except OSError as error:
         raise UserError(f"Can't use --workdir={workdir}: {error}.") from None
@@ -160,7 +162,7 @@ def _compare(worker, learner, data, checkpoints):
         worker,
         "state",
         {
-            "the data": f"{data.name} {data.sizes}",
+            "the data": f"{data.name} {data.sizes} {data.origin}".strip(),
             "the step": int(learner.step),
             "the checksum of weights and optimizer": checkpoints.checksum(),
         },

@@ -1,7 +1,7 @@
 """A recipe's run from its flags to its files, whatever it trains."""
 
-from tfmp import distribution, models, policies
-from tfmp.training import learner, loop, optimizers, results, session, tpu
+from tfmp import distribution, models, policies, workers
+from tfmp.training import learner, loop, optimizers, results, same_data, session, tpu
 
 
 def prepare(name, config, *, load, build, learn, load_weights=models.load_weights):
@@ -25,6 +25,8 @@ def prepare(name, config, *, load, build, learn, load_weights=models.load_weight
     started = session.start(name, config)
     # --- data
     data = load()
+    if config.resume:
+        workers.chief_first(started.worker, "data", lambda: _same(data, started.workdir))
     epoch_steps = config.epoch_steps(data.sizes["train"])
     # --- model
     with started.strategy.scope():
@@ -41,6 +43,11 @@ def prepare(name, config, *, load, build, learn, load_weights=models.load_weight
         # --- training step
         learned = compiled(started, config, learn(model, data), epoch_steps)
     return started, data, learned, epoch_steps
+
+
+def _same(data, workdir):
+    same_data.check(data, workdir)
+    return "the same"
 
 
 def compiled(started, config, learned, epoch_steps):

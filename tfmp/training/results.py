@@ -11,7 +11,7 @@ from tfmp import distribution, hardware, loss_scale, provenance, workers
 from tfmp.data import to_device
 from tfmp.errors import TfmpError
 from tfmp.files import read_metrics, write_json
-from tfmp.training import cost, curves, inference
+from tfmp.training import cost, curves, ending, inference
 from tfmp.training.accelerate import uses_xla
 from tfmp.training.loop import naming_errors
 
@@ -83,9 +83,13 @@ def finish(session, config, data, learner, fitted, began, more=None):
         The dict in `results.json`; of several workers, on all but the chief, an empty one.
 
     Raises:
+        NonFiniteError: The run has come to nothing finite; see `tfmp.training.ending`.
         TfmpError: A file can't be written.
     """
-    test = _evaluate(learner, data, config)  # all workers have a part in it
+    # All workers have a part in it, up to here.
+    ending.check_training(learner, config.epoch_steps(data.sizes["train"]), session)
+    test = _evaluate(learner, data, config)
+    ending.check(learner, "test", test)
     if not session.worker.is_chief:
         print(f"Done; the chief writes the results to {session.workdir}.")
         workers.finish(session.worker)
@@ -269,13 +273,18 @@ def _last(rows):
 
 
 def _best(rows, learner):
-    """The epoch of the best validation metric, or of the lowest loss without validation."""
-    if not rows:
-        return {}
+    """The epoch of the best validation metric, or of the lowest loss without validation.
+
+    An epoch without a good step, whose loss is NaN, is none; nor is one without the metric.
+    """
+    rows = [row for row in rows if not math.isnan(row.get("loss", 0.0))]
     name, choose = f"val_{learner.monitor}", max if learner.monitor_mode == "max" else min
-    if math.isnan(rows[0].get(name, math.nan)):
-        name, choose = "loss", min
-    best = choose(rows, key=lambda row: row[name])
+    known = [row for row in rows if not math.isnan(row.get(name, math.nan))]
+    if not known:
+        name, choose, known = "loss", min, rows
+    if not known:
+        return {}
+    best = choose(known, key=lambda row: row[name])
     return {"epoch": int(best["epoch"]) + 1, name: best[name]}
 
 
