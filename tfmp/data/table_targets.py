@@ -83,10 +83,11 @@ def _of_classes(classes, texts, lines, name) -> Target:
     rare = min(counts, key=lambda text: counts[text])
     if counts[rare] < 3:
         advice = "take --task=regression if it is a number to predict"
+        if notes:
+            advice = f"mend or empty that cell: {notes[0]}"
         raise DataError(
             f"Expected three rows or more of each class of {name!r}. Received: fewer of "
-            f"{table_files.shown(rare)}. Leave these rows out, or "
-            f"{f'mend or empty that cell: {notes[0]}' if notes else advice}."
+            f"{table_files.shown(rare)}. Leave these rows out, or {advice}."
         )
     names = sorted(counts)
     if table_files.numbers(texts) is not None:

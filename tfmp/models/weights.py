@@ -9,10 +9,6 @@ from tfmp.errors import UserError
 SUFFIXES = (".keras", ".weights.h5")
 
 
-class UnreadableError(UserError):
-    """A file of weights that is damaged, whatever it is loaded into."""
-
-
 def load_weights(model, file, backbone=None):
     """Loads saved weights into a model of the same layers.
 
@@ -40,8 +36,6 @@ def load_weights(model, file, backbone=None):
         return _load(model, file, "Give the model that they were saved from.")
     try:
         return _load(model, file, "")
-    except UnreadableError:
-        raise
     except UserError:
         return _load(backbone, file, "Give weights of that model, with or without its head.")
 
@@ -54,7 +48,7 @@ def _load(model, file, advice):
             model.load_weights(file)
     except (OSError, zipfile.BadZipFile) as error:
         reason = str(error).splitlines()[0]
-        raise UnreadableError(f"The weights in {file} can't be read: {reason}.") from error
+        raise UserError(f"The weights in {file} can't be read: {reason}.") from error
     except (ValueError, KeyError, UserWarning) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
