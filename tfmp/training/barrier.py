@@ -11,3 +11,13 @@ def barrier(tensors):
         return list(xla_optimization_barrier(tensors))
     with tf.control_dependencies(tensors):
         return [tf.identity(x) for x in tensors]
+
+
+def kept(x):
+    """A tensor that XLA computes once and keeps, rather than in each kernel that reads it."""
+
+    @tf.custom_gradient
+    def keep(x):
+        return barrier([x])[0], lambda upstream: upstream
+
+    return keep(x)

@@ -15,6 +15,8 @@ import functools
 import keras
 import tensorflow as tf
 
+from tfmp.training.barrier import kept
+
 # EinsumDense as a dense layer whose bias may differ from position to position.
 POSITIONWISE = "btp,pd->btd"
 
@@ -147,29 +149,33 @@ def normalize_rows(rows, gamma, beta, epsilon):
     """
     wide = tf.float64 if rows.dtype == tf.float64 else tf.float32
 
-    def normalized(rows):
-        x = tf.cast(rows, wide)
-        x -= tf.reduce_mean(x, -1, keepdims=True)
-        inverse = tf.math.rsqrt(tf.reduce_mean(tf.square(x), -1, keepdims=True) + epsilon)
-        return x * inverse, inverse
+    def statistics(x):
+        mean = tf.reduce_mean(x, -1, keepdims=True)
+        variance = tf.reduce_mean(tf.square(x - mean), -1, keepdims=True)
+        return mean, tf.math.rsqrt(variance + epsilon)
 
     @tf.custom_gradient
     def normalize(rows, gamma, beta):
         def gradients(upstream):
             # Computed once more, so that it has a gradient of its own; XLA does it once.
-            x, inverse = normalized(rows)
+            x = tf.cast(rows, wide)
+            mean, inverse = statistics(x)
+            normalized = (x - mean) * inverse
             upstream = tf.cast(upstream, wide)
             of_x = upstream * tf.cast(gamma, wide)
-            along = x * tf.reduce_mean(of_x * x, -1, keepdims=True)
+            along = normalized * tf.reduce_mean(of_x * normalized, -1, keepdims=True)
             of_rows = inverse * (of_x - tf.reduce_mean(of_x, -1, keepdims=True) - along)
-            of_gamma, of_beta = tf.reduce_sum(upstream * x, 0), tf.reduce_sum(upstream, 0)
+            # With a sum over each row in it, XLA would write this product before it adds it up.
+            of_gamma = upstream * ((x - kept(mean)) * kept(inverse))
             return (
                 tf.cast(of_rows, rows.dtype),
-                tf.cast(of_gamma, gamma.dtype),
-                tf.cast(of_beta, beta.dtype),
+                tf.cast(tf.reduce_sum(of_gamma, 0), gamma.dtype),
+                tf.cast(tf.reduce_sum(upstream, 0), beta.dtype),
             )
 
-        x, _ = normalized(rows)
+        x = tf.cast(rows, wide)
+        mean, inverse = statistics(x)
+        x = (x - mean) * inverse
         return tf.cast(x * tf.cast(gamma, wide) + tf.cast(beta, wide), rows.dtype), gradients
 
     return normalize(rows, gamma, beta)
