@@ -51,6 +51,17 @@ def changed(before, model):
     return [not np.array_equal(a, b) for a, b in zip(before, weights(model), strict=True)]
 
 
+@pytest.mark.parametrize("present", [[0, 1, 2, 4, 5, 6, 7, 8], [3, 8], [4]])
+def test_a_judge_knows_the_classes_that_its_images_have_and_no_other(digits, present):
+    images, labels = next(digits.train(1000, seed=0).as_numpy_iterator())
+    chosen = np.isin(labels, present)
+    images, labels = images[chosen], labels[chosen]
+    _, probabilities = judge.build(images, labels, 10).predict(images, verbose=0)
+    assert probabilities.shape == (len(images), 10)
+    assert not np.delete(probabilities, present, axis=1).any()
+    assert np.mean(probabilities.argmax(-1) == labels) > 0.9
+
+
 @pytest.mark.parametrize(
     ("overflows", "jit_compile"), [("generator", False), ("discriminator", True)]
 )

@@ -7,6 +7,7 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
 FEATURES = 32
+ABSENT = -1e4  # logit of a class that none of the images has: its probability is 0 in float32
 MOST_IMAGES = 10_000
 
 
@@ -16,7 +17,7 @@ def build(images, labels, classes):
     Args:
         images: [examples, height, width, channels] of 0-255; the first 10,000 are used.
         labels: [examples] integers.
-        classes: Number of classes.
+        classes: Number of classes; those that none of these images has get a probability of 0.
 
     Returns:
         A frozen Keras model in float32: images [batch, height, width, channels] of 0-255 to a pair
@@ -38,10 +39,17 @@ def build(images, labels, classes):
     features = hidden(x)
     probabilities = head(features)
     hidden.set_weights([fitted.coefs_[0], fitted.intercepts_[0]])
-    weights, biases = fitted.coefs_[1], fitted.intercepts_[1]
-    if weights.shape[1] == 1:  # scikit-learn has one logit for two classes
-        weights, biases = np.pad(weights, ((0, 0), (1, 0))), np.pad(biases, (1, 0))
-    head.set_weights([weights, biases])
+    head.set_weights(_of_all(classes, fitted.classes_, fitted.coefs_[1], fitted.intercepts_[1]))
     judge = keras.Model(inputs, [features, probabilities], name="judge")
     judge.trainable = False
     return judge
+
+
+def _of_all(classes, present, weights, biases):
+    """Scikit-learn's last layer, which has the present classes alone, as one of all classes."""
+    kernel, bias = np.zeros((len(weights), classes)), np.full(classes, ABSENT)
+    if weights.shape[1] == 1:  # one logit for two classes, that of the second one
+        bias[present[0]] = 0
+        present = present[1:]
+    kernel[:, present], bias[present] = weights, biases
+    return [kernel, bias]
