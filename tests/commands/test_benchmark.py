@@ -322,7 +322,7 @@ def test_slower_than_the_tolerance_is_status_10(monkeypatch, tmp_path, capsys):
         (["--steps=0"], "--steps above 0"),
         (["--tolerance=1"], "--tolerance from 0"),
         (["--recipe=none"], "--recipe out of"),
-        (["tabular", "--model=mlp"], "on synthetic data"),
+        (["tabular", "--model=mlp"], "--dataset with tabular"),
         (["gan", "--dataset=digits", "--model=dcgan"], "a recipe with a --model. Received: gan"),
         (["text_classifier", "--peer=torch"], "images or gpt"),
         (["--model=none"], "--model=none"),

@@ -217,8 +217,11 @@ def complete(config):
             f"Expected no --image_size, since {config.recipe} takes no images. "
             f"Received: {config.image_size}."
         )
-    if config.dataset == "synthetic":
-        recipes.default_model(config.recipe)
+    if config.dataset == "synthetic" and config.recipe not in recipes.LARGE_MODELS:
+        raise UserError(
+            f"Expected --dataset with {config.recipe}, for which there are no synthetic data. "
+            f"Received: {config.dataset}."
+        )
     if config.peer != "none" and not images and config.recipe != "gpt":
         raise UserError(
             f"Expected a recipe of images or gpt with --peer={config.peer}, which has no other. "
