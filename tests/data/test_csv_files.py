@@ -1,6 +1,7 @@
 """CSV files: what a row is, and where it begins."""
 
 import hashlib
+import re
 
 import pytest
 
@@ -27,3 +28,11 @@ def test_other_encodings_are_named(tmp_path):
     (tmp_path / "some.csv").write_bytes("a,b\n1,2\n".encode("utf-16"))
     with pytest.raises(DataError, match="line 1: invalid start byte"):
         csv_files.read(tmp_path / "some.csv")
+
+
+@pytest.mark.parametrize("mark", [";", "\t", "|"])
+def test_other_separators_are_named(tmp_path, mark):
+    file = tmp_path / "table.csv"
+    file.write_text(f"age{mark}y\n1,5{mark}2\n")
+    with pytest.raises(DataError, match=f"commas.*table.csv.*{re.escape(repr(mark))}"):
+        csv_files.read(file)

@@ -43,7 +43,7 @@ def read(file: Path) -> Table:
         file: Its path.
 
     Raises:
-        DataError: It is not in UTF-8, a quote is not closed, a row has more or fewer values than
+        DataError: It is not in UTF-8, has another separator, a quote is not closed, a row has more or fewer values than
             the columns have names, two columns have one name, or there are no rows.
         OSError: It can't be read.
     """
@@ -82,6 +82,12 @@ def _parse(file: Path, content: str) -> tuple[list[str], list[list[str]], list[i
             if not names:
                 blank = not "".join(row).strip() and len(row) < 2
                 names = [] if blank else [name.strip() for name in row]
+                other = [mark for mark in ";\t|" if len(row) == 1 and mark in row[0].strip()]
+                if other:
+                    raise DataError(
+                        f"Expected values separated by commas. Received: {file}, whose first line "
+                        f"has {other[0]!r} in their place."
+                    )
             elif row and len(row) != len(names):
                 hint = " A value with a comma needs double quotes." if row[len(names) :] else ""
                 raise DataError(
