@@ -106,14 +106,15 @@ def test_evaluation_is_the_same_each_time_and_leaves_the_padding_out(
     batches = digits.validation(50)  # 142 images
     logs = learner.evaluate(batches, return_dict=True, verbose=0)
     assert logs == learner.evaluate(batches, return_dict=True, verbose=0)
-    assert set(logs) == {"frechet", "confidence", "classes"}
-    real, made = [], []
-    for images, _, there in batches.as_numpy_iterator():
+    assert set(logs) == {"frechet", "confidence", "classes", "judge_accuracy"}
+    real, known, made = [], [], []
+    for images, labels, there in batches.as_numpy_iterator():
         noise = learner.noise(50, [-1, sum(map(len, real))])
         real.append(images[there > 0])
+        known.append(labels[there > 0])
         made.append(learner.model(noise, training=False).numpy()[there > 0])
     assert sum(map(len, real)) == 142
-    (features, _), (generated, probabilities) = (
+    (features, found), (generated, probabilities) = (
         [x.numpy() for x in judged(np.concatenate(part))] for part in (real, made)
     )
     assert logs["frechet"] == pytest.approx(frechet_distance(features, generated), rel=1e-3)
@@ -121,6 +122,8 @@ def test_evaluation_is_the_same_each_time_and_leaves_the_padding_out(
     mean = probabilities.mean(0).astype(np.float64)
     entropy = -np.sum(mean * np.log(mean))
     assert logs["classes"] == pytest.approx(np.exp(entropy), rel=1e-3)
+    right = np.mean(found.argmax(-1) == np.concatenate(known))
+    assert logs["judge_accuracy"] == pytest.approx(right) and right > 0.8
 
 
 def test_the_judge_tells_real_images_from_noise(digits, judged):

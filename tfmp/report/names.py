@@ -33,6 +33,7 @@ MEASURES = {
     ),
     "confidence": Measure("Confidence", "share", "mean of the largest probability"),
     "classes": Measure("Classes", "decimal", "that generated images seem to be of"),
+    "judge_accuracy": Measure("Judge's accuracy", "share", "of real images; it gives the others"),
     "nll": Measure("Negative log-likelihood", "decimal", "in nats; lower is better"),
     "brier": Measure("Brier score", "decimal", "0 to 2; lower is better"),
     "ece": Measure(

@@ -22,6 +22,8 @@ class GanLearner(Learner):
     - `confidence`: mean of the judge's largest probability for generated images.
     - `classes`: how many classes they seem to have: the exponential of the entropy, in nats, of
       the judge's mean prediction. Of images that all look alike it is 1.
+    - `judge_accuracy`: share of the real images whose class the judge finds. One that finds no
+      more than chance says nothing by the three others either.
 
     Args:
         model: Generator, Keras model: [batch, latent] float32 -> images of 0-255, float32.
@@ -52,6 +54,7 @@ class GanLearner(Learner):
             FrechetDistance(features.shape[-1]),
             keras.metrics.Mean(name="confidence"),
             EffectiveClasses(probabilities.shape[-1]),
+            keras.metrics.SparseCategoricalAccuracy(name="judge_accuracy"),
         ]
 
     def compile(self, optimizer, **kwargs):
@@ -106,12 +109,13 @@ class GanLearner(Learner):
 
     def test_step(self, data):
         """Running figures over the evaluated examples; padding has the weight 0."""
-        images, _, weights = data
-        distance, confidence, classes = self.evaluated
+        images, labels, weights = data
+        distance, confidence, classes, accuracy = self.evaluated
         # Of another word than the seeds of training steps.
         place = tf.cast(distance.count, tf.int64)
         noise = self.noise(tf.shape(images)[0], tf.stack([-1 - self.seed, place]))
-        features, _ = self.judge(images)
+        features, found = self.judge(images)
+        accuracy.update_state(labels, found, weights)
         generated, probabilities = self.judge(self.model(noise, training=False))
         distance.update_state(features, generated, weights)
         confidence.update_state(tf.reduce_max(probabilities, -1), weights)
