@@ -107,6 +107,23 @@ def forgetful():
     return tfmp.compile(build(cls()), "adam", loss=loss()), data()
 
 
+@keras.saving.register_keras_serializable("theirs")
+class Late(layers.Layer):
+    def build(self, shape):
+        self.inner = layers.Dense(8, "relu")
+        self.inner.build(shape)
+
+    def call(self, x, training=False):
+        assert not training or self.inner.compute_dtype == self.compute_dtype
+        return self.inner(x)
+
+
+def unbuilt():
+    head = layers.Dense(3, dtype="float32")
+    model = keras.Sequential([layers.Flatten(), Late(), head])
+    return tfmp.compile(model, "adam", loss=loss()), data()
+
+
 def a_model_alone():
     return build()
 
@@ -159,6 +176,8 @@ def references():
     ("function", "policy", "jit_compile", "said"),
     [
         ("good", "mixed_float16", True, None),
+        ("unbuilt", "float32", False, None),
+        ("unbuilt", "mixed_float16", True, None),
         ("softmax_head", "float32", False, None),
         ("softmax_head", "mixed_float16", False, "outputs are float16: give the last layer"),
         ("softmax_head", "mixed_bfloat16", False, "outputs are bfloat16"),

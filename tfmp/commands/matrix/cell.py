@@ -1,5 +1,6 @@
 """The child process of a cell: one JSON spec as its argument, one JSON line out."""
 
+import contextlib
 import json
 import math
 import pathlib
@@ -38,20 +39,22 @@ def train(spec):
     except Exception as error:
         return {"error": _said(error)}
     scaled = _loss_scale(learner)  # before `fit`, which mends it
-    before = _numpy(model.trainable_variables)
-    steps = Steps()
+    steps = Steps(model)
+    # The first step may build layers of a user's model.
+    scope = policies.scope(spec["policy"]) if is_function else contextlib.nullcontext()
     try:
         if is_function:
             training.accelerate(learner, jit_compile=spec["jit_compile"])
-        learner.fit(
-            tf.data.Dataset.from_tensors(batch).repeat(),
-            epochs=spec["steps"],
-            steps_per_epoch=1,
-            shuffle=False,
-            verbose=0,
-            callbacks=[steps],
-        )
-        found = _found(learner, model, before, inputs, pathlib.Path(spec["folder"]))
+        with scope:
+            learner.fit(
+                tf.data.Dataset.from_tensors(batch).repeat(),
+                epochs=spec["steps"],
+                steps_per_epoch=1,
+                shuffle=False,
+                verbose=0,
+                callbacks=[steps],
+            )
+        found = _found(learner, model, steps.before, inputs, pathlib.Path(spec["folder"]))
     except Exception as error:
         return {"error": _said(error)}
     return found | {
@@ -83,11 +86,26 @@ def _said(error):
 
 
 class Steps(keras.callbacks.Callback):
-    """The loss of each step, of epochs of one step; None where it was skipped or is not finite."""
+    """The loss of each step, of epochs of one step; None where it was skipped or is not finite.
 
-    def __init__(self):
+    Args:
+        weights_of: Keras model, whose trainable weights it notes before the first step.
+
+    Attributes:
+        losses: List of losses.
+        seconds: List of what each step took.
+        before: Dict of the weights' values by the variables' ids.
+    """
+
+    def __init__(self, weights_of):
         super().__init__()
-        self.losses, self.seconds, self._skipped = [], [], 0
+        self.losses, self.seconds, self.before, self._skipped = [], [], {}, 0
+        self._weights_of = weights_of
+
+    def on_train_begin(self, logs=None):
+        """Notes the weights; `fit` has built the model by now."""
+        variables = self._weights_of.trainable_variables
+        self.before = dict(zip(map(id, variables), _numpy(variables), strict=True))
 
     def on_epoch_begin(self, epoch, logs=None):
         """Begins to time the step."""
@@ -151,7 +169,7 @@ def _found(learner, model, before, inputs, folder):
     unchanged = [
         (index, variable.path)
         for index, variable in enumerate(model.trainable_variables)
-        if (before[index] == after[index]).all()
+        if id(variable) in before and (before[id(variable)] == after[index]).all()
     ]
     return {
         "unchanged": unchanged,
