@@ -56,7 +56,12 @@ class Config:
     replicas: tuple[int, ...] = cli.flag(
         CHOICES["replicas"], "Replicas that train together: 1,2.", group="Work"
     )
-    steps: int = cli.flag(6, "Training steps in a cell, all on the same batch.", group="Work")
+    steps: int = cli.flag(
+        6,
+        "Training steps in a cell, all on the same batch; up to 15 that the loss scale skips come "
+        "on top.",
+        group="Work",
+    )
     batch_size: int = cli.flag(
         16,
         "Examples in a step, of recipes and of a function's arrays; a dataset's own batch is taken "
@@ -69,7 +74,8 @@ class Config:
 
     tolerance: float = cli.flag(
         0.1,
-        "Share by which a half precision's mean loss may differ from float32's.",
+        "Share by which a half precision's mean loss may differ from float32's, besides what "
+        "random numbers such as dropout's explain.",
         group="Verdict",
     )
     limit_seconds: int = cli.flag(600, "Time limit of a process, in seconds.", group="Verdict")

@@ -18,6 +18,9 @@ from tfmp.commands.advise import probe, target, trained
 from tfmp.commands.benchmark import children, ours
 from tfmp.doctor.fallback import loss_of
 
+# Steps that may be skipped before the first good ones: a scale of 2**15 has come down to 1 by then.
+SETTLING = 15
+
 
 def train(spec):
     """Trains a cell's model a few steps and saves it.
@@ -39,7 +42,7 @@ def train(spec):
     except Exception as error:
         return {"error": _said(error)}
     scaled = _loss_scale(learner)  # before `fit`, which mends it
-    steps = Steps(model)
+    steps = Steps(model, spec["steps"])
     # The first step may build layers of a user's model.
     scope = policies.scope(spec["policy"]) if is_function else contextlib.nullcontext()
     try:
@@ -48,7 +51,7 @@ def train(spec):
         with scope:
             learner.fit(
                 tf.data.Dataset.from_tensors(batch).repeat(),
-                epochs=spec["steps"],
+                epochs=spec["steps"] + SETTLING,
                 steps_per_epoch=1,
                 shuffle=False,
                 verbose=0,
@@ -60,6 +63,7 @@ def train(spec):
     return found | {
         "losses": steps.losses,
         "steps": len(steps.losses),
+        "skipped_steps": steps.skipped,
         "loss_scale": scaled,
         "step_ms": 1e3 * sum(steps.seconds[1:]) / len(steps.seconds[1:]),
         "first_step_s": steps.seconds[0],
@@ -89,22 +93,24 @@ class Steps(keras.callbacks.Callback):
     """The loss of each step, of epochs of one step; None where it was skipped or is not finite.
 
     Args:
-        weights_of: Keras model, whose trainable weights it notes before the first step.
+        variables_of: Keras model, whose weights and seeds it notes before the first step.
+        count: Steps that are not skipped after which it ends training.
 
     Attributes:
         losses: List of losses.
         seconds: List of what each step took.
-        before: Dict of the weights' values by the variables' ids.
+        skipped: Number of steps that an optimizer skipped.
+        before: Dict of the values of weights and seeds by the variables' ids.
     """
 
-    def __init__(self, weights_of):
+    def __init__(self, variables_of, count):
         super().__init__()
-        self.losses, self.seconds, self.before, self._skipped = [], [], {}, 0
-        self._weights_of = weights_of
+        self.losses, self.seconds, self.skipped, self.before = [], [], 0, {}
+        self._variables_of, self._count, self._skips = variables_of, count, 0
 
     def on_train_begin(self, logs=None):
-        """Notes the weights; `fit` has built the model by now."""
-        variables = self._weights_of.trainable_variables
+        """Notes the variables; `fit` has built the model by now."""
+        variables = self._variables_of.trainable_variables + _seeds(self._variables_of)
         self.before = dict(zip(map(id, variables), _numpy(variables), strict=True))
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -115,12 +121,14 @@ class Steps(keras.callbacks.Callback):
         """Notes the step."""
         self.seconds.append(time.monotonic() - self._began)
         loss = loss_of(logs) or 0.0
-        skipped = sum(
+        skips = sum(
             int(loss_scale.skipped_steps(x)) for x in loss_scale.scaled_optimizers_of(self.model)
         )
-        good = math.isfinite(loss) and skipped == self._skipped
-        self.losses.append(loss if good else None)
-        self._skipped = skipped
+        skipped = skips > self._skips
+        self.losses.append(loss if math.isfinite(loss) and not skipped else None)
+        self.skipped, self._skips = self.skipped + skipped, skips
+        if len(self.losses) - self.skipped == self._count:
+            self.model.stop_training = True
 
 
 def _recipe(spec):
@@ -155,6 +163,11 @@ def _numpy(variables):
     return [keras.ops.convert_to_numpy(v) for v in variables]
 
 
+def _seeds(model):
+    """The states of the random numbers that Keras' layers draw."""
+    return [v for v in model.non_trainable_variables if v.name == "seed_generator_state"]
+
+
 def _found(learner, model, before, inputs, folder):
     """What training left; the model is saved with inputs and outputs."""
     after = _numpy(model.trainable_variables)
@@ -174,12 +187,12 @@ def _found(learner, model, before, inputs, folder):
     return {
         "unchanged": unchanged,
         "changed": len(unchanged) < len(after),
+        "random": any((before[id(v)] != v.numpy()).any() for v in _seeds(model) if id(v) in before),
         "weights_finite": all(np.isfinite(x).all() for x in after),
         "outputs_finite": all(np.isfinite(x).all() for x in arrays),
         "output_dtypes": sorted({keras.backend.standardize_dtype(x.dtype) for x in outputs}),
         "uses_float16": policies.uses_float16(learner),
         "scale": min((float(loss_scale.scale(x)) for x in scaled), default=1.0),
-        "skipped_steps": sum(int(loss_scale.skipped_steps(x)) for x in scaled),
         "last_overflow_step": max(
             (int(keras.ops.convert_to_numpy(x.last_overflow_step)) for x in scaled), default=0
         ),

@@ -1,11 +1,15 @@
 """What makes a cell red: pure functions of what its process found."""
 
 import math
+import statistics
 
 # What a saved model's predictions may differ by in a fresh process, in units of their rounding: on
 # a GPU other kernels may be chosen there.
 ROUNDINGS = 8
 EPS = {"float32": 2.0**-23, "mixed_float16": 2.0**-10, "mixed_bfloat16": 2.0**-7}
+# Standard errors by which mean losses may differ where random numbers are drawn: those of another
+# dtype, such as a dropout's masks, are others.
+CHANCE = 3
 
 
 def reasons(cell, found, reference, tolerance):
@@ -30,11 +34,13 @@ def reasons(cell, found, reference, tolerance):
 
 
 def _finite(found):
-    steps, skipped = found["steps"], found["skipped_steps"]
-    bad = [loss for loss in found["losses"] if loss is None]
+    steps, skipped, losses = found["steps"], found["skipped_steps"], found["losses"]
+    bad = [loss for loss in losses if loss is None]
+    # By these the loss scale came down from where it starts.
+    first = min(skipped, next((i for i, loss in enumerate(losses) if loss is not None), steps))
     if skipped == steps:
         yield f"all {steps} steps were skipped, since loss or gradients are not finite"
-    elif found["last_overflow_step"] > max(2, steps // 2):
+    elif skipped > first + 1 and found["last_overflow_step"] - first > max(2, (steps - first) // 2):
         yield (
             f"{skipped} of {steps} steps were skipped, up to step {found['last_overflow_step']}: "
             "gradients go on to overflow"
@@ -49,29 +55,42 @@ def _finite(found):
         yield "outputs are not finite"
 
 
-def mean_losses(found, reference):
-    """(mean loss, the reference's) over the steps that both have; None where there are none."""
-    if not reference or "losses" not in found or "losses" not in reference:
-        return None
-    pairs = zip(found["losses"], reference["losses"], strict=True)
-    both = [pair for pair in pairs if None not in pair]
-    if not both:
-        return None
-    ours, theirs = zip(*both, strict=True)
-    return sum(ours) / len(both), sum(theirs) / len(both)
+def _losses(found):
+    """Those of the steps that were not skipped; none where one is not finite, or of no cell."""
+    losses = (found or {}).get("losses", [])
+    good = [loss for loss in losses if loss is not None]
+    return good if losses and len(losses) - len(good) == found["skipped_steps"] else []
+
+
+def _pairs(found, reference):
+    """(loss, the reference's) by steps that were not skipped: the others change nothing."""
+    return list(zip(_losses(found), _losses(reference), strict=False))
 
 
 def deviation(found, reference):
     """Share by which the mean loss differs from the reference's; None where that is unknown."""
-    means = mean_losses(found, reference)
-    return means and abs(means[0] - means[1]) / max(abs(means[1]), 1e-3)
+    pairs = _pairs(found, reference)
+    if not pairs:
+        return None
+    difference = abs(sum(ours - theirs for ours, theirs in pairs))
+    return difference / max(sum(abs(theirs) for _, theirs in pairs), 1e-3 * len(pairs))
+
+
+def _by_chance(found, pairs):
+    """Whether the random numbers that a model draws may explain how the losses differ."""
+    differences = [ours - theirs for ours, theirs in pairs]
+    if not found["random"] or len(pairs) < 2:
+        return False
+    error = statistics.stdev(differences) / math.sqrt(len(pairs))
+    return abs(statistics.mean(differences)) <= CHANCE * error
 
 
 def _against(cell, found, reference, tolerance):
     # A deviation from itself would say nothing.
     share = None if cell.policy == "float32" else deviation(found, reference)
-    if share is not None and not share <= tolerance:
-        ours, theirs = mean_losses(found, reference)
+    pairs = _pairs(found, reference)
+    if share is not None and not share <= tolerance and not _by_chance(found, pairs):
+        ours, theirs = map(statistics.mean, zip(*pairs, strict=True))
         yield f"the mean loss is {ours:.4g}, {share:.0%} off float32's {theirs:.4g}"
     if found["changed"] and "unchanged" in (reference or {}):
         there = {index for index, _ in reference["unchanged"]}
