@@ -17,6 +17,7 @@ from tfmp.commands.matrix import cell, judge, reload, session
 MODELS = """
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import layers, ops
 
 import tfmp
@@ -40,8 +41,6 @@ def build(*middle, head=None):
 
 def good():
     model = tfmp.compile(build(), "adam", loss=loss())
-    import tensorflow as tf
-
     return model, tf.data.Dataset.from_tensor_slices(data()).batch(8)
 
 
@@ -130,6 +129,87 @@ def steep():
     return model, (x, 3000.0 * y)
 
 
+@keras.saving.register_keras_serializable("theirs")
+class Noise(layers.Layer):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.seeds = keras.random.SeedGenerator(1)
+
+    def call(self, x):
+        return x + keras.random.normal(ops.shape(x), dtype=x.dtype, seed=self.seeds)
+
+
+def noise():
+    return tfmp.compile(build(Noise()), "adam", loss=loss()), data()
+
+
+def stateful():
+    inputs = keras.Input((8, 8, 2), batch_size=8)
+    x = layers.LSTM(8, stateful=True)(layers.Reshape((8, 16))(inputs))
+    model = keras.Model(inputs, layers.Dense(3, dtype="float32")(x))
+    return tfmp.compile(model, "adam", loss=loss()), data()
+
+
+@keras.saving.register_keras_serializable("theirs")
+class StepOnly(keras.Model):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.inner = build()
+
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            of_step = loss()(y, self.inner(x, training=True))
+            scaled = self.optimizer.scale_loss(of_step)
+        weights = self.inner.trainable_variables
+        self.optimizer.apply(tape.gradient(scaled, weights), weights)
+        return {"loss": of_step}  # which is in no metric
+
+
+def step_only():
+    return tfmp.compile(StepOnly(), "adam"), data()
+
+
+@keras.saving.register_keras_serializable("theirs")
+class WithNothing(keras.Model):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.pool = layers.GlobalAveragePooling2D()
+        self.dense = layers.Dense(3, dtype="float32")
+
+    def call(self, x):
+        return self.dense(self.pool(x)), None
+
+    def compute_loss(self, x, y, y_pred, *others, **kwargs):
+        return ops.mean(loss()(y, y_pred[0]))
+
+
+def with_nothing():
+    return tfmp.compile(WithNothing(), "adam"), data()
+
+
+def unsaved():
+    class Unsaved(layers.Layer):
+        def __init__(self, function):
+            super().__init__()
+            self.function = function
+
+        def call(self, x):
+            return self.function(x)
+
+    return tfmp.compile(build(Unsaved(lambda x: 2 * x)), "adam", loss=loss()), data()
+
+
+def of_float32():
+    with tfmp.policies.scope("float32"):
+        return tfmp.compile(build(), "adam", loss=loss()), data()
+
+
+def of_float16():
+    with tfmp.policies.scope("mixed_float16"):
+        return tfmp.compile(build(), "adam", loss=loss()), data()
+
+
 def a_model_alone():
     return build()
 
@@ -158,7 +238,7 @@ def train(folder, target, policy="mixed_float16", jit_compile=False, **spec):
     spec = {"steps": 4, "batch_size": 8, "flags": [], "folder": str(folder), **spec}
     spec |= {"target": target, "policy": policy, "jit_compile": jit_compile, "replicas": 1}
     found = cell.train(spec)
-    if "error" not in found and "mistake" not in found:
+    if not {"error", "mistake", "reload"} & set(found):
         found |= {
             "reload": reload.compare({"target": target, "folders": [str(folder)]})[str(folder)]
         }
@@ -178,6 +258,7 @@ def references():
 
 # Keras says no more of it than this.
 @pytest.mark.filterwarnings("ignore:(.*\n)*.*Gradients do not exist for variables")
+@pytest.mark.filterwarnings("ignore:You are saving a model that has not yet been built")
 @pytest.mark.parametrize(
     ("function", "policy", "jit_compile", "said"),
     [
@@ -185,6 +266,14 @@ def references():
         ("unbuilt", "float32", False, None),
         ("unbuilt", "mixed_float16", True, None),
         ("steep", "mixed_float16", False, None),
+        ("noise", "mixed_float16", False, None),
+        ("stateful", "mixed_float16", False, None),
+        ("step_only", "mixed_float16", True, None),
+        ("with_nothing", "mixed_float16", False, None),
+        ("unsaved", "mixed_bfloat16", False, "the model can't be saved: NotImplementedError: "),
+        ("of_float32", "mixed_float16", False, "no layer computes in float16"),
+        ("of_float16", "float32", False, "layers compute in float16 by a policy of their own"),
+        ("of_float16", "mixed_bfloat16", False, "layers compute in float16"),
         ("softmax_head", "float32", False, None),
         ("softmax_head", "mixed_float16", False, "outputs are float16: give the last layer"),
         ("softmax_head", "mixed_bfloat16", False, "outputs are bfloat16"),
@@ -264,6 +353,7 @@ GOOD = {
     "outputs_finite": True,
     "output_dtypes": ["float32", "int64"],
     "uses_float16": True,
+    "computes": "mixed_float16",
     "loss_scale": "dynamic",
     "scale": 2.0**15,
     "reload": {"difference": 0.0},
@@ -303,6 +393,7 @@ GOOD = {
         ({"reload": {"difference": 0.5}}, "by 0.5 of the largest output"),
         ({"reload": {"difference": 0.007}}, None),
         ({"reload": {"error": "Unknown layer"}}, "in a fresh process: Unknown layer"),
+        ({"reload": {}}, None),
         ({"error": "ended by SIGABRT"}, "ended by SIGABRT"),
     ],
 )

@@ -16,6 +16,7 @@ import tensorflow as tf
 from tfmp import errors, hardware, loss_scale, policies, provenance, training
 from tfmp.commands.advise import probe, target, trained
 from tfmp.commands.benchmark import children, ours
+from tfmp.commands.matrix import reload
 from tfmp.doctor.fallback import loss_of
 
 # Steps that may be skipped before the first good ones: a scale of 2**15 has come down to 1 by then.
@@ -110,17 +111,21 @@ class Steps(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         """Notes the variables; `fit` has built the model by now."""
-        variables = self._variables_of.trainable_variables + _seeds(self._variables_of)
+        variables = self._variables_of.trainable_variables + reload.seeds(self._variables_of)
         self.before = dict(zip(map(id, variables), _numpy(variables), strict=True))
 
     def on_epoch_begin(self, epoch, logs=None):
         """Begins to time the step."""
         self._began = time.monotonic()
 
+    def on_train_batch_end(self, batch, logs=None):
+        """Keeps what the step logs: `fit` makes a metric of it that it may not have updated."""
+        self._logs = logs
+
     def on_epoch_end(self, epoch, logs=None):
         """Notes the step."""
         self.seconds.append(time.monotonic() - self._began)
-        loss = loss_of(logs) or 0.0
+        loss = loss_of(self._logs) or 0.0
         skips = sum(
             int(loss_scale.skipped_steps(x)) for x in loss_scale.scaled_optimizers_of(self.model)
         )
@@ -163,19 +168,22 @@ def _numpy(variables):
     return [keras.ops.convert_to_numpy(v) for v in variables]
 
 
-def _seeds(model):
-    """The states of the random numbers that Keras' layers draw."""
-    return [v for v in model.non_trainable_variables if v.name == "seed_generator_state"]
+def _save(model, folder):
+    """Saves the model; why that can't be done, or None."""
+    try:
+        model.save(folder / "model.keras")
+    except Exception as error:
+        return _said(error)
+    return None
 
 
 def _found(learner, model, before, inputs, folder):
     """What training left; the model is saved with inputs and outputs."""
     after = _numpy(model.trainable_variables)
-    outputs = [
-        keras.ops.convert_to_tensor(x) for x in keras.tree.flatten(model(inputs, training=False))
-    ]
+    unsaved = _save(model, folder)
+    random = any((before[id(v)] != v.numpy()).any() for v in reload.seeds(model) if id(v) in before)
+    outputs = reload.outputs_of(model, inputs)
     arrays = [keras.ops.convert_to_numpy(keras.ops.cast(x, "float32")) for x in outputs]
-    model.save(folder / "model.keras")
     numpy_inputs = keras.tree.map_structure(keras.ops.convert_to_numpy, inputs)
     (folder / "outputs.pickle").write_bytes(pickle.dumps((numpy_inputs, arrays)))
     scaled = loss_scale.scaled_optimizers_of(learner)
@@ -184,10 +192,11 @@ def _found(learner, model, before, inputs, folder):
         for index, variable in enumerate(model.trainable_variables)
         if id(variable) in before and (before[id(variable)] == after[index]).all()
     ]
-    return {
+    return ({} if unsaved is None else {"reload": {"unsaved": unsaved}}) | {
+        "computes": policies.policy_of(learner),
         "unchanged": unchanged,
         "changed": len(unchanged) < len(after),
-        "random": any((before[id(v)] != v.numpy()).any() for v in _seeds(model) if id(v) in before),
+        "random": random,
         "weights_finite": all(np.isfinite(x).all() for x in after),
         "outputs_finite": all(np.isfinite(x).all() for x in arrays),
         "output_dtypes": sorted({keras.backend.standardize_dtype(x.dtype) for x in outputs}),

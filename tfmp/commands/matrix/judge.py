@@ -25,12 +25,28 @@ def reasons(cell, found, reference, tolerance):
     if "error" in found:
         return [found["error"]]
     return [
+        *_policy(cell, found),
         *_finite(found),
         *_against(cell, found, reference, tolerance),
         *_outputs(found),
         *_loss_scale(found),
         *_reload(cell, found),
     ]
+
+
+def _policy(cell, found):
+    computes = found["computes"]
+    if computes == cell.policy:
+        return
+    if computes == "float32":
+        half = cell.policy.removeprefix("mixed_")
+        yield (
+            f"no layer computes in {half}: the function has to make the model, of layers that take "
+            "the policy in force"
+        )
+    else:
+        half = computes.removeprefix("mixed_")
+        yield f"layers compute in {half} by a policy of their own, or one that the function sets"
 
 
 def _finite(found):
@@ -126,9 +142,13 @@ def _loss_scale(found):
 
 def _reload(cell, found):
     reload = found.get("reload", {"error": "it was not tried"})
-    if "error" in reload:
+    if "unsaved" in reload:
+        yield f"the model can't be saved: {reload['unsaved']}"
+    elif "error" in reload:
         yield f"the saved model can't be used in a fresh process: {reload['error']}"
-    elif not reload["difference"] <= ROUNDINGS * EPS[cell.policy] and found["outputs_finite"]:
+    elif (
+        not reload.get("difference", 0) <= ROUNDINGS * EPS[cell.policy] and found["outputs_finite"]
+    ):
         yield (
             "the saved model predicts something else in a fresh process, by "
             f"{reload['difference']:.2g} of the largest output"
