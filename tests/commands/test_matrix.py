@@ -218,6 +218,38 @@ def not_compiled():
     return build(), data()
 
 
+def lists():
+    inputs = [keras.Input((8, 8, 2), name=name) for name in "ab"]
+    x = layers.Flatten()(layers.Concatenate()([layers.Dense(4)(x) for x in inputs]))
+    outputs = [layers.Dense(3, dtype="float32")(x), layers.Dense(1, dtype="float32")(x)]
+    model = tfmp.compile(keras.Model(inputs, outputs), "adam", loss=[loss(), "mse"])
+    x, y = data()
+    return model, ([x, -x], [y, y.astype("float32")], None)
+
+
+def no_examples():
+    return good()[0], tuple(x[:0] for x in data())
+
+
+def one_by_one():
+    model, dataset = good()
+    return model, dataset.unbatch()
+
+
+def nothing_left():
+    model, dataset = good()
+    return model, dataset.take(0)
+
+
+def as_dicts():
+    model, dataset = good()
+    return model, dataset.map(lambda x, y: {"x": x, "y": y})
+
+
+def with_arguments(units):
+    return good()
+
+
 def no_data():
     return tfmp.compile(build(), "adam", loss=loss()), 3
 """
@@ -266,6 +298,7 @@ def references():
         ("unbuilt", "float32", False, None),
         ("unbuilt", "mixed_float16", True, None),
         ("steep", "mixed_float16", False, None),
+        ("lists", "mixed_float16", False, None),
         ("noise", "mixed_float16", False, None),
         ("stateful", "mixed_float16", False, None),
         ("step_only", "mixed_float16", True, None),
@@ -332,6 +365,11 @@ def test_a_layer_that_forgets_its_weights_is_red(tmp_path, their_models):
         ("a_model_alone", r"to return \(compiled Keras model, data\). Received: Sequential"),
         ("not_compiled", "Received: one that is not compiled"),
         ("no_data", r"arrays \(x, y\). Received: int"),
+        ("as_dicts", "Received: a dataset of dict"),
+        ("nothing_left", "Received: an empty dataset"),
+        ("no_examples", r"along the first axis.* Received: an array of shape \(0, 8, 8, 2\)"),
+        ("one_by_one", r"dataset.batch\(32\). Received: an array of shape \(\)"),
+        ("with_arguments", "called without arguments: missing a required argument: 'units'"),
     ],
 )
 def test_what_a_function_has_to_return(tmp_path, their_models, monkeypatch, function, said):

@@ -2,9 +2,9 @@
 
 Looks in minutes, on any machine, for what spoils a long job in half precision: each combination is
 a cell, trained in a process of its own, and green or red with the reason. Red is what doesn't
-train, a model that doesn't compute in the cell's precision, non-finite steps, a loss far from float32's, outputs that are not float32, a loss scale that
-is missing where float16 is used or that has collapsed, and a saved model that predicts something
-else in a fresh process.
+train, a model that doesn't compute in the cell's precision, non-finite steps, a loss far from
+float32's, outputs that are not float32, a loss scale that is missing where float16 is used or that
+has collapsed, and a model that can't be saved or predicts something else in a fresh process.
 
 Examples:
     python -m tfmp matrix resnet vit
