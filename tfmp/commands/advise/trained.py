@@ -124,11 +124,11 @@ def _batch(data, name, batch_size):
     if not is_dataset:
         # As Keras' `fit` does; tf.data would stack a list's arrays.
         batch = keras.tree.map_structure(np.asarray, keras.tree.lists_to_tuples(batch))
-    for x in keras.tree.flatten(batch):
-        if x is not None and not (x.shape and x.shape[0]):
+    for shape in [tuple(x.shape) for x in keras.tree.flatten(batch) if x is not None]:
+        if not shape or not shape[0]:
             raise MistakeError(
                 f"Expected data of {name} with examples along the first axis, such as of "
-                f"dataset.batch(32). Received: an array of shape {tuple(x.shape)}."
+                f"dataset.batch(32). Received: an array of shape {shape}."
             )
     if not is_dataset:
         batch = keras.tree.map_structure(lambda x: x[:batch_size], batch)

@@ -74,8 +74,7 @@ class Config:
 
     tolerance: float = cli.flag(
         0.1,
-        "Share by which a half precision's mean loss may differ from float32's, besides what "
-        "random numbers such as dropout's explain.",
+        "Share by which a half precision's mean loss may differ from float32's.",
         group="Verdict",
     )
     limit_seconds: int = cli.flag(600, "Time limit of a process, in seconds.", group="Verdict")

@@ -17,6 +17,7 @@ from tfmp import errors, hardware, loss_scale, policies, provenance, training
 from tfmp.commands.advise import probe, target, trained
 from tfmp.commands.benchmark import children, ours
 from tfmp.commands.matrix import reload
+from tfmp.doctor.draws import same_draws
 from tfmp.doctor.fallback import loss_of
 
 # Steps that may be skipped before the first good ones: a scale of 2**15 has come down to 1 by then.
@@ -49,7 +50,7 @@ def train(spec):
     try:
         if is_function:
             training.accelerate(learner, jit_compile=spec["jit_compile"])
-        with scope:
+        with scope, same_draws():
             learner.fit(
                 tf.data.Dataset.from_tensors(batch).repeat(),
                 epochs=spec["steps"] + SETTLING,
@@ -94,24 +95,24 @@ class Steps(keras.callbacks.Callback):
     """The loss of each step, of epochs of one step; None where it was skipped or is not finite.
 
     Args:
-        variables_of: Keras model, whose weights and seeds it notes before the first step.
+        weights_of: Keras model, whose weights it notes before the first step.
         count: Steps that are not skipped after which it ends training.
 
     Attributes:
         losses: List of losses.
         seconds: List of what each step took.
         skipped: Number of steps that an optimizer skipped.
-        before: Dict of the values of weights and seeds by the variables' ids.
+        before: Dict of the weights' values by the variables' ids.
     """
 
-    def __init__(self, variables_of, count):
+    def __init__(self, weights_of, count):
         super().__init__()
         self.losses, self.seconds, self.skipped, self.before = [], [], 0, {}
-        self._variables_of, self._count, self._skips = variables_of, count, 0
+        self._weights_of, self._count, self._skips = weights_of, count, 0
 
     def on_train_begin(self, logs=None):
-        """Notes the variables; `fit` has built the model by now."""
-        variables = self._variables_of.trainable_variables + reload.seeds(self._variables_of)
+        """Notes the weights; `fit` has built the model by now."""
+        variables = self._weights_of.trainable_variables
         self.before = dict(zip(map(id, variables), _numpy(variables), strict=True))
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -181,7 +182,6 @@ def _found(learner, model, before, inputs, folder):
     """What training left; the model is saved with inputs and outputs."""
     after = _numpy(model.trainable_variables)
     unsaved = _save(model, folder)
-    random = any((before[id(v)] != v.numpy()).any() for v in reload.seeds(model) if id(v) in before)
     outputs = reload.outputs_of(model, inputs)
     arrays = [keras.ops.convert_to_numpy(keras.ops.cast(x, "float32")) for x in outputs]
     numpy_inputs = keras.tree.map_structure(keras.ops.convert_to_numpy, inputs)
@@ -196,7 +196,6 @@ def _found(learner, model, before, inputs, folder):
         "computes": policies.policy_of(learner),
         "unchanged": unchanged,
         "changed": len(unchanged) < len(after),
-        "random": random,
         "weights_finite": all(np.isfinite(x).all() for x in after),
         "outputs_finite": all(np.isfinite(x).all() for x in arrays),
         "output_dtypes": sorted({keras.backend.standardize_dtype(x.dtype) for x in outputs}),

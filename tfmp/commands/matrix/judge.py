@@ -7,9 +7,6 @@ import statistics
 # a GPU other kernels may be chosen there.
 ROUNDINGS = 8
 EPS = {"float32": 2.0**-23, "mixed_float16": 2.0**-10, "mixed_bfloat16": 2.0**-7}
-# Standard errors by which mean losses may differ where random numbers are drawn: those of another
-# dtype, such as a dropout's masks, are others.
-CHANCE = 3
 
 
 def reasons(cell, found, reference, tolerance):
@@ -92,21 +89,11 @@ def deviation(found, reference):
     return difference / max(sum(abs(theirs) for _, theirs in pairs), 1e-3 * len(pairs))
 
 
-def _by_chance(found, pairs):
-    """Whether the random numbers that a model draws may explain how the losses differ."""
-    differences = [ours - theirs for ours, theirs in pairs]
-    if not found["random"] or len(pairs) < 2:
-        return False
-    error = statistics.stdev(differences) / math.sqrt(len(pairs))
-    return abs(statistics.mean(differences)) <= CHANCE * error
-
-
 def _against(cell, found, reference, tolerance):
     # A deviation from itself would say nothing.
     share = None if cell.policy == "float32" else deviation(found, reference)
-    pairs = _pairs(found, reference)
-    if share is not None and not share <= tolerance and not _by_chance(found, pairs):
-        ours, theirs = map(statistics.mean, zip(*pairs, strict=True))
+    if share is not None and not share <= tolerance:
+        ours, theirs = map(statistics.mean, zip(*_pairs(found, reference), strict=True))
         yield f"the mean loss is {ours:.4g}, {share:.0%} off float32's {theirs:.4g}"
     if found["changed"] and "unchanged" in (reference or {}):
         there = {index for index, _ in reference["unchanged"]}

@@ -29,19 +29,15 @@ def compare(spec):
     return {folder: _difference(pathlib.Path(folder)) for folder in spec["folders"]}
 
 
-def seeds(model):
-    """The variables of the random numbers that a model's layers draw."""
-    return [v for v in model.non_trainable_variables if v.name == "seed_generator_state"]
-
-
 def outputs_of(model, inputs):
     """What a model predicts, as a list of tensors; nothing of one that is its `train_step` only.
 
     Seeds and the states of stateful layers, which Keras doesn't load, are set to a beginning.
     """
     keras.utils.set_random_seed(0)
-    for seed in seeds(model):
-        seed.assign(keras.ops.zeros_like(seed))
+    for variable in model.non_trainable_variables:
+        if variable.name == "seed_generator_state":
+            variable.assign(keras.ops.zeros_like(variable))
     for layer in model._flatten_layers():
         if getattr(layer, "stateful", False) and hasattr(layer, "reset_state"):
             layer.reset_state()
