@@ -572,4 +572,6 @@ def test_what_keras_says_of_a_model_that_does_not_load_is_a_line():
         "Full object config: {'module': 'models', 'class_name': 'Own'}"
     )
     assert target.said(error) == "TypeError: Could not locate class 'Own'. Import it before."
+    bold = ValueError("Exception encountered when calling it.\n\n\x1b[1mWrong shape\x1b[0m")
+    assert target.said(bold) == "ValueError: Exception encountered when calling it. Wrong shape."
     assert target.said(ValueError("x" * 9999 + "\n")) == f"ValueError: {'x' * 500}."
