@@ -34,6 +34,7 @@ def wait_until(condition):
 
 def test_the_last_line_is_the_measurement():
     assert run('print("noise"); print(\'{"a": 1}\')') == {"a": 1}
+    assert run('print(\'{"a": 1}\'); print("noise"); print(3)') == {"a": 1}
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from tfmp.commands.matrix import cell, judge, reload, session
 MODELS = """
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import layers, ops
 
 import tfmp
@@ -40,8 +41,6 @@ def build(*middle, head=None):
 
 def good():
     model = tfmp.compile(build(), "adam", loss=loss())
-    import tensorflow as tf
-
     return model, tf.data.Dataset.from_tensor_slices(data()).batch(8)
 
 
@@ -107,12 +106,173 @@ def forgetful():
     return tfmp.compile(build(cls()), "adam", loss=loss()), data()
 
 
+@keras.saving.register_keras_serializable("theirs")
+class Late(layers.Layer):
+    def build(self, shape):
+        self.inner = layers.Dense(8, "relu")
+        self.inner.build(shape)
+
+    def call(self, x, training=False):
+        assert not training or self.inner.compute_dtype == self.compute_dtype
+        return self.inner(x)
+
+
+def unbuilt():
+    head = layers.Dense(3, dtype="float32")
+    model = keras.Sequential([layers.Flatten(), Late(), head])
+    return tfmp.compile(model, "adam", loss=loss()), data()
+
+
+def steep():
+    model = tfmp.compile(build(head=layers.Dense(1, dtype="float32")), "adam", loss="mse")
+    x, y = data()
+    return model, (x, 3000.0 * y)
+
+
+@keras.saving.register_keras_serializable("theirs")
+class Noise(layers.Layer):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.seeds = keras.random.SeedGenerator(1)
+
+    def call(self, x):
+        return x + keras.random.normal(ops.shape(x), dtype=x.dtype, seed=self.seeds)
+
+
+def dropout():
+    drop = layers.Dropout(0.5)
+    head = layers.Dense(1, dtype="float32")
+    model = keras.Sequential([keras.Input((8, 8, 2)), layers.Flatten(), drop, head])
+    x, y = data()
+    return tfmp.compile(model, "adam", loss="mse"), (x, y)
+
+
+def noise():
+    return tfmp.compile(build(Noise()), "adam", loss=loss()), data()
+
+
+def stateful():
+    inputs = keras.Input((8, 8, 2), batch_size=8)
+    x = layers.LSTM(8, stateful=True)(layers.Reshape((8, 16))(inputs))
+    model = keras.Model(inputs, layers.Dense(3, dtype="float32")(x))
+    return tfmp.compile(model, "adam", loss=loss()), data()
+
+
+@keras.saving.register_keras_serializable("theirs")
+class StepOnly(keras.Model):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.inner = build()
+
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            of_step = loss()(y, self.inner(x, training=True))
+            scaled = self.optimizer.scale_loss(of_step)
+        weights = self.inner.trainable_variables
+        self.optimizer.apply(tape.gradient(scaled, weights), weights)
+        return {"loss": keras.ops.broadcast_to(of_step, [8])}  # of each example, in no metric
+
+
+def step_only():
+    return tfmp.compile(StepOnly(), "adam"), data()
+
+
+@keras.saving.register_keras_serializable("theirs")
+class WithNothing(keras.Model):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.pool = layers.GlobalAveragePooling2D()
+        self.dense = layers.Dense(3, dtype="float32")
+
+    def call(self, x):
+        return self.dense(self.pool(x)), None
+
+    def compute_loss(self, x, y, y_pred, *others, **kwargs):
+        return ops.mean(loss()(y, y_pred[0]))
+
+
+def with_nothing():
+    return tfmp.compile(WithNothing(), "adam"), data()
+
+
+def unsaved():
+    class Unsaved(layers.Layer):
+        def __init__(self, function):
+            super().__init__()
+            self.function = function
+
+        def call(self, x):
+            return self.function(x)
+
+    return tfmp.compile(build(Unsaved(lambda x: 2 * x)), "adam", loss=loss()), data()
+
+
+def of_float32():
+    with tfmp.policies.scope("float32"):
+        return tfmp.compile(build(), "adam", loss=loss()), data()
+
+
+def of_float16():
+    with tfmp.policies.scope("mixed_float16"):
+        return tfmp.compile(build(), "adam", loss=loss()), data()
+
+
+@keras.saving.register_keras_serializable("theirs")
+class Shift(layers.Layer):
+    def __init__(self, by=float("nan"), **kwargs):
+        super().__init__(**kwargs)
+        self.by = by
+
+    def call(self, x):
+        return x + self.by
+
+    def get_config(self):  # which forgets one
+        return {"name": self.name, "dtype": self.dtype}
+
+
+def shifted():
+    return tfmp.compile(build(Shift(1.0)), "adam", loss=loss()), data()
+
+
 def a_model_alone():
     return build()
 
 
 def not_compiled():
     return build(), data()
+
+
+def lists():
+    inputs = [keras.Input((8, 8, 2), name=name) for name in "ab"]
+    x = layers.Flatten()(layers.Concatenate()([layers.Dense(4)(x) for x in inputs]))
+    outputs = [layers.Dense(3, dtype="float32")(x), layers.Dense(1, dtype="float32")(x)]
+    model = tfmp.compile(keras.Model(inputs, outputs), "adam", loss=[loss(), "mse"])
+    x, y = data()
+    return model, ([x, -x], [y, y.astype("float32")], None)
+
+
+def no_examples():
+    return good()[0], tuple(x[:0] for x in data())
+
+
+def one_by_one():
+    model, dataset = good()
+    return model, dataset.unbatch()
+
+
+def nothing_left():
+    model, dataset = good()
+    return model, dataset.take(0)
+
+
+def as_dicts():
+    model, dataset = good()
+    return model, dataset.map(lambda x, y: {"x": x, "y": y})
+
+
+def with_arguments(units):
+    return good()
 
 
 def no_data():
@@ -135,7 +295,7 @@ def train(folder, target, policy="mixed_float16", jit_compile=False, **spec):
     spec = {"steps": 4, "batch_size": 8, "flags": [], "folder": str(folder), **spec}
     spec |= {"target": target, "policy": policy, "jit_compile": jit_compile, "replicas": 1}
     found = cell.train(spec)
-    if "error" not in found and "mistake" not in found:
+    if not {"error", "mistake", "reload"} & set(found):
         found |= {
             "reload": reload.compare({"target": target, "folders": [str(folder)]})[str(folder)]
         }
@@ -155,16 +315,29 @@ def references():
 
 # Keras says no more of it than this.
 @pytest.mark.filterwarnings("ignore:(.*\n)*.*Gradients do not exist for variables")
+@pytest.mark.filterwarnings("ignore:You are saving a model that has not yet been built")
 @pytest.mark.parametrize(
     ("function", "policy", "jit_compile", "said"),
     [
         ("good", "mixed_float16", True, None),
+        ("unbuilt", "float32", False, None),
+        ("unbuilt", "mixed_float16", True, None),
+        ("steep", "mixed_float16", False, None),
+        ("lists", "mixed_float16", False, None),
+        ("noise", "mixed_float16", False, None),
+        ("stateful", "mixed_float16", False, None),
+        ("step_only", "mixed_float16", True, None),
+        ("with_nothing", "mixed_float16", False, None),
+        ("unsaved", "mixed_bfloat16", False, "the model can't be saved: NotImplementedError: "),
+        ("of_float32", "mixed_float16", False, "no layer computes in float16"),
+        ("of_float16", "float32", False, "layers compute in float16 by a policy of their own"),
+        ("of_float16", "mixed_bfloat16", False, "layers compute in float16"),
         ("softmax_head", "float32", False, None),
         ("softmax_head", "mixed_float16", False, "outputs are float16: give the last layer"),
         ("softmax_head", "mixed_bfloat16", False, "outputs are bfloat16"),
         ("mask", "float32", True, None),
-        ("mask", "mixed_float16", False, "all 4 steps were skipped"),
-        ("mask", "mixed_float16", True, "all 4 steps were skipped"),
+        ("mask", "mixed_float16", False, "all 19 steps were skipped"),
+        ("mask", "mixed_float16", True, "all 19 steps were skipped"),
         ("mask", "mixed_bfloat16", True, None),
         ("unscaled", "mixed_float16", False, "but the optimizer has no loss scale"),
         ("unscaled", "mixed_bfloat16", False, None),
@@ -199,14 +372,31 @@ def test_a_planted_fault_is_red_in_its_cells_for_its_reason(
     reasons = judged(found, policy, references[function])
     if said is None:
         assert reasons == []
-        assert found["losses"][-1] < found["losses"][0]
+        losses = [loss for loss in found["losses"] if loss is not None]
+        assert len(losses) == 4 and losses[-1] < losses[0]
     else:
         assert re.search(said, reasons[0]) and "\n" not in reasons[0], reasons
 
 
-def test_a_layer_that_forgets_its_weights_is_red(tmp_path, their_models):
-    reasons = judged(train(tmp_path, f"{their_models}:forgetful"))
-    assert len(reasons) == 1 and "predicts something else in a fresh process" in reasons[0]
+def test_dropout_drops_the_same_in_each_precision(tmp_path, their_models):
+    target = f"{their_models}:dropout"
+    for jit_compile in (False, True):
+        reference = train(tmp_path, target, "float32", jit_compile)
+        for policy in ("mixed_float16", "mixed_bfloat16"):
+            found = train(tmp_path, target, policy, jit_compile)
+            assert judge.deviation(found, reference) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        ("forgetful", "predicts something else in a fresh process"),
+        ("shifted", "can't be used in a fresh process: its outputs are not finite there"),
+    ],
+)
+def test_a_layer_that_forgets_is_red(tmp_path, their_models, function, said):
+    (reason,) = judged(train(tmp_path, f"{their_models}:{function}"))
+    assert said in reason
 
 
 @pytest.mark.parametrize(
@@ -216,6 +406,11 @@ def test_a_layer_that_forgets_its_weights_is_red(tmp_path, their_models):
         ("a_model_alone", r"to return \(compiled Keras model, data\). Received: Sequential"),
         ("not_compiled", "Received: one that is not compiled"),
         ("no_data", r"arrays \(x, y\). Received: int"),
+        ("as_dicts", "Received: a dataset of dict"),
+        ("nothing_left", "Received: an empty dataset"),
+        ("no_examples", r"along the first axis.* Received: an array of shape \(0, 8, 8, 2\)"),
+        ("one_by_one", r"dataset.batch\(32\). Received: an array of shape \(\)"),
+        ("with_arguments", "called without arguments: missing a required argument: 'units'"),
     ],
 )
 def test_what_a_function_has_to_return(tmp_path, their_models, monkeypatch, function, said):
@@ -236,6 +431,7 @@ GOOD = {
     "outputs_finite": True,
     "output_dtypes": ["float32", "int64"],
     "uses_float16": True,
+    "computes": "mixed_float16",
     "loss_scale": "dynamic",
     "scale": 2.0**15,
     "reload": {"difference": 0.0},
@@ -246,10 +442,20 @@ GOOD = {
     ("change", "said"),
     [
         ({}, None),
-        ({"losses": [None, 1.5, 1.0, 0.5], "skipped_steps": 1, "last_overflow_step": 1}, None),
+        ({"losses": [None, 2.0, 1.5, 1.0], "skipped_steps": 1, "last_overflow_step": 1}, None),
         (
-            {"losses": [None, 1.5, 1.0, None], "skipped_steps": 2, "last_overflow_step": 4},
+            {"losses": [2.0, 1.5, None, None], "skipped_steps": 2, "last_overflow_step": 4},
             "2 of 4 steps were skipped, up to step 4",
+        ),
+        # The loss scale has come down to where the first steps are good, and once more.
+        (
+            {
+                "losses": [None, None, None, 2.0, 1.5, None, 1.0],
+                "steps": 7,
+                "skipped_steps": 4,
+                "last_overflow_step": 6,
+            },
+            None,
         ),
         ({"losses": [2.0, None, None, 0.5]}, "the loss is not finite in 2 of 4 steps"),
         ({"changed": False}, "no weight has changed"),
@@ -262,6 +468,7 @@ GOOD = {
         ({"reload": {"difference": 0.5}}, "by 0.5 of the largest output"),
         ({"reload": {"difference": 0.007}}, None),
         ({"reload": {"error": "Unknown layer"}}, "in a fresh process: Unknown layer"),
+        ({"reload": {}}, None),
         ({"error": "ended by SIGABRT"}, "ended by SIGABRT"),
     ],
 )
@@ -295,6 +502,12 @@ def test_the_program_is_red_where_a_cell_is_and_says_so(their_models, monkeypatc
     assert second["deviation"] < 0.01 and second["reload"] == {"difference": 0.0}
     assert second["loss_scale"] == "dynamic" and len(second["losses"]) == 3
     assert written["environment"]["versions"]["keras"]
+
+
+def test_a_loss_around_zero_is_compared_by_its_size():
+    reference = GOOD | {"losses": [1.0, 0.2, -0.4, -0.8]}
+    change = {"losses": [1.01, 0.21, -0.41, -0.79]}
+    assert judged(GOOD | change, reference=reference) == []
 
 
 @pytest.mark.parametrize(
@@ -359,4 +572,6 @@ def test_what_keras_says_of_a_model_that_does_not_load_is_a_line():
         "Full object config: {'module': 'models', 'class_name': 'Own'}"
     )
     assert target.said(error) == "TypeError: Could not locate class 'Own'. Import it before."
+    bold = ValueError("Exception encountered when calling it.\n\n\x1b[1mWrong shape\x1b[0m")
+    assert target.said(bold) == "ValueError: Exception encountered when calling it. Wrong shape."
     assert target.said(ValueError("x" * 9999 + "\n")) == f"ValueError: {'x' * 500}."

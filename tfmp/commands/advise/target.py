@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import sys
 import traceback
 
@@ -17,6 +18,7 @@ WINDOWS = 3
 # A card of 24 GB holds a step of ResNet-50 at 224 px and batch 256 (19.6 GiB in float32) only
 # just: smaller ones get smaller batches.
 LARGE_MEMORY_BYTES = 30e9
+BOLD = re.compile("\x1b\\[[0-9;]*m")  # Keras' own, which would go on behind a message cut short
 LONGEST_REASON = 500  # characters of an error's message
 
 
@@ -149,7 +151,7 @@ def said(error):
     place = f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
     # Keras wraps what fails in loading in the configs of all that holds it.
     reason = str(error).rpartition("Exception encountered:")[2].partition("Full object config:")[0]
-    reason = " ".join(reason.split())[:LONGEST_REASON].rstrip(".")
+    reason = " ".join(BOLD.sub("", reason).split())[:LONGEST_REASON].rstrip(".")
     return f"{type(error).__name__}: {reason}{place}."
 
 

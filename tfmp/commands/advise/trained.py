@@ -1,6 +1,7 @@
 """What is trained a few steps: a recipe, or what a function of the user's returns, with a batch."""
 
 import importlib
+import inspect
 
 import keras
 import numpy as np
@@ -86,8 +87,11 @@ def function(name, *, policy, replicas=1, batch_size):
     """
     try:
         called = target.function(name)
+        inspect.signature(called).bind()
     except UserError as error:
         raise MistakeError(str(error)) from error
+    except TypeError as error:
+        raise MistakeError(f"{name} is called without arguments: {error}.") from None
     keras.utils.set_random_seed(0)
     strategy = distribution.resolve("mirrored" if replicas > 1 else "none")
     with strategy.scope(), policies.scope(policy):
@@ -105,12 +109,27 @@ def function(name, *, policy, replicas=1, batch_size):
 
 
 def _batch(data, name, batch_size):
-    batch = next(iter(data), None) if isinstance(data, tf.data.Dataset) else data
+    batch, received = data, type(data).__name__
+    is_dataset = isinstance(data, tf.data.Dataset)
+    if is_dataset:
+        batch = next(iter(data), None)
+        received = "an empty dataset" if batch is None else f"a dataset of {type(batch).__name__}"
     if not isinstance(batch, tuple) or len(batch) not in (2, 3):
         raise MistakeError(
             f"Expected data of {name}: a tf.data.Dataset of batches (x, y), or arrays (x, y). "
-            f"Received: {type(data).__name__}."
+            f"Received: {received}."
         )
-    if not isinstance(data, tf.data.Dataset):
-        batch = keras.tree.map_structure(lambda x: np.asarray(x)[:batch_size], batch)
+    if batch[-1] is None and len(batch) == 3:
+        batch = batch[:2]  # no weights
+    if not is_dataset:
+        # As Keras' `fit` does; tf.data would stack a list's arrays.
+        batch = keras.tree.map_structure(np.asarray, keras.tree.lists_to_tuples(batch))
+    for shape in [tuple(x.shape) for x in keras.tree.flatten(batch) if x is not None]:
+        if not shape or not shape[0]:
+            raise MistakeError(
+                f"Expected data of {name} with examples along the first axis, such as of "
+                f"dataset.batch(32). Received: an array of shape {shape}."
+            )
+    if not is_dataset:
+        batch = keras.tree.map_structure(lambda x: x[:batch_size], batch)
     return batch

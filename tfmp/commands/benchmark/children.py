@@ -59,7 +59,7 @@ def peer_environment(environment):
 
 
 def run(command, environment, limit_s):
-    """Runs a command that prints JSON as its last line; see `measure`.
+    """Runs a command whose last line that is a JSON dict is its result; see `measure`.
 
     Whatever ends this function ends the command's whole process group.
     """
@@ -109,10 +109,11 @@ def _text(file):
 def _result(status, out, err):
     lines = out.splitlines() or [""]
     if status == 0:
-        try:
-            return json.loads(lines[-1])
-        except ValueError:
-            raise ChildError(f"printed no measurement, but {lines[-1]!r}") from None
+        for line in reversed(lines):  # a user's module may print when the process ends
+            with contextlib.suppress(ValueError):
+                if isinstance(found := json.loads(line), dict):
+                    return found
+        raise ChildError(f"printed no measurement, but {lines[-1]!r}")
     if status < 0:
         raise ChildError(f"ended by {signal.Signals(-status).name}")
     said = [line for line in err.splitlines() if line.strip()] or ["nothing said why"]

@@ -2,9 +2,9 @@
 
 Looks in minutes, on any machine, for what spoils a long job in half precision: each combination is
 a cell, trained in a process of its own, and green or red with the reason. Red is what doesn't
-train, non-finite steps, a loss far from float32's, outputs that are not float32, a loss scale that
-is missing where float16 is used or that has collapsed, and a saved model that predicts something
-else in a fresh process.
+train, a model that doesn't compute in the cell's precision, non-finite steps, a loss far from
+float32's, outputs that are not float32, a loss scale that is missing where float16 is used or that
+has collapsed, and a model that can't be saved or predicts something else in a fresh process.
 
 Examples:
     python -m tfmp matrix resnet vit
@@ -56,7 +56,12 @@ class Config:
     replicas: tuple[int, ...] = cli.flag(
         CHOICES["replicas"], "Replicas that train together: 1,2.", group="Work"
     )
-    steps: int = cli.flag(6, "Training steps in a cell, all on the same batch.", group="Work")
+    steps: int = cli.flag(
+        6,
+        "Training steps in a cell, all on the same batch; up to 15 that the loss scale skips come "
+        "on top.",
+        group="Work",
+    )
     batch_size: int = cli.flag(
         16,
         "Examples in a step, of recipes and of a function's arrays; a dataset's own batch is taken "

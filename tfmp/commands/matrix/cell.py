@@ -1,5 +1,6 @@
 """The child process of a cell: one JSON spec as its argument, one JSON line out."""
 
+import contextlib
 import json
 import math
 import pathlib
@@ -15,7 +16,12 @@ import tensorflow as tf
 from tfmp import errors, hardware, loss_scale, policies, provenance, training
 from tfmp.commands.advise import probe, target, trained
 from tfmp.commands.benchmark import children, ours
+from tfmp.commands.matrix import reload
+from tfmp.doctor.draws import same_draws
 from tfmp.doctor.fallback import loss_of
+
+# Steps that may be skipped before the first good ones: a scale of 2**15 has come down to 1 by then.
+SETTLING = 15
 
 
 def train(spec):
@@ -38,25 +44,28 @@ def train(spec):
     except Exception as error:
         return {"error": _said(error)}
     scaled = _loss_scale(learner)  # before `fit`, which mends it
-    before = _numpy(model.trainable_variables)
-    steps = Steps()
+    steps = Steps(model, spec["steps"])
+    # The first step may build layers of a user's model.
+    scope = policies.scope(spec["policy"]) if is_function else contextlib.nullcontext()
     try:
         if is_function:
             training.accelerate(learner, jit_compile=spec["jit_compile"])
-        learner.fit(
-            tf.data.Dataset.from_tensors(batch).repeat(),
-            epochs=spec["steps"],
-            steps_per_epoch=1,
-            shuffle=False,
-            verbose=0,
-            callbacks=[steps],
-        )
-        found = _found(learner, model, before, inputs, pathlib.Path(spec["folder"]))
+        with scope, same_draws():
+            learner.fit(
+                tf.data.Dataset.from_tensors(batch).repeat(),
+                epochs=spec["steps"] + SETTLING,
+                steps_per_epoch=1,
+                shuffle=False,
+                verbose=0,
+                callbacks=[steps],
+            )
+        found = _found(learner, model, steps.before, inputs, pathlib.Path(spec["folder"]))
     except Exception as error:
         return {"error": _said(error)}
     return found | {
         "losses": steps.losses,
         "steps": len(steps.losses),
+        "skipped_steps": steps.skipped,
         "loss_scale": scaled,
         "step_ms": 1e3 * sum(steps.seconds[1:]) / len(steps.seconds[1:]),
         "first_step_s": steps.seconds[0],
@@ -83,26 +92,49 @@ def _said(error):
 
 
 class Steps(keras.callbacks.Callback):
-    """The loss of each step, of epochs of one step; None where it was skipped or is not finite."""
+    """The loss of each step, of epochs of one step; None where it was skipped or is not finite.
 
-    def __init__(self):
+    Args:
+        weights_of: Keras model, whose weights it notes before the first step.
+        count: Steps that are not skipped after which it ends training.
+
+    Attributes:
+        losses: List of losses.
+        seconds: List of what each step took.
+        skipped: Number of steps that an optimizer skipped.
+        before: Dict of the weights' values by the variables' ids.
+    """
+
+    def __init__(self, weights_of, count):
         super().__init__()
-        self.losses, self.seconds, self._skipped = [], [], 0
+        self.losses, self.seconds, self.skipped, self.before = [], [], 0, {}
+        self._weights_of, self._count, self._skips = weights_of, count, 0
+
+    def on_train_begin(self, logs=None):
+        """Notes the weights; `fit` has built the model by now."""
+        variables = self._weights_of.trainable_variables
+        self.before = dict(zip(map(id, variables), _numpy(variables), strict=True))
 
     def on_epoch_begin(self, epoch, logs=None):
         """Begins to time the step."""
         self._began = time.monotonic()
 
+    def on_train_batch_end(self, batch, logs=None):
+        """Keeps what the step logs: `fit` makes a metric of it that it may not have updated."""
+        self._logs = logs
+
     def on_epoch_end(self, epoch, logs=None):
         """Notes the step."""
         self.seconds.append(time.monotonic() - self._began)
-        loss = loss_of(logs) or 0.0
-        skipped = sum(
+        loss = loss_of(self._logs) or 0.0
+        skips = sum(
             int(loss_scale.skipped_steps(x)) for x in loss_scale.scaled_optimizers_of(self.model)
         )
-        good = math.isfinite(loss) and skipped == self._skipped
-        self.losses.append(loss if good else None)
-        self._skipped = skipped
+        skipped = skips > self._skips
+        self.losses.append(loss if math.isfinite(loss) and not skipped else None)
+        self.skipped, self._skips = self.skipped + skipped, skips
+        if len(self.losses) - self.skipped == self._count:
+            self.model.stop_training = True
 
 
 def _recipe(spec):
@@ -137,23 +169,31 @@ def _numpy(variables):
     return [keras.ops.convert_to_numpy(v) for v in variables]
 
 
+def _save(model, folder):
+    """Saves the model; why that can't be done, or None."""
+    try:
+        model.save(folder / "model.keras")
+    except Exception as error:
+        return _said(error)
+    return None
+
+
 def _found(learner, model, before, inputs, folder):
     """What training left; the model is saved with inputs and outputs."""
     after = _numpy(model.trainable_variables)
-    outputs = [
-        keras.ops.convert_to_tensor(x) for x in keras.tree.flatten(model(inputs, training=False))
-    ]
+    unsaved = _save(model, folder)
+    outputs = reload.outputs_of(model, inputs)
     arrays = [keras.ops.convert_to_numpy(keras.ops.cast(x, "float32")) for x in outputs]
-    model.save(folder / "model.keras")
     numpy_inputs = keras.tree.map_structure(keras.ops.convert_to_numpy, inputs)
     (folder / "outputs.pickle").write_bytes(pickle.dumps((numpy_inputs, arrays)))
     scaled = loss_scale.scaled_optimizers_of(learner)
     unchanged = [
         (index, variable.path)
         for index, variable in enumerate(model.trainable_variables)
-        if (before[index] == after[index]).all()
+        if id(variable) in before and (before[id(variable)] == after[index]).all()
     ]
-    return {
+    return ({} if unsaved is None else {"reload": {"unsaved": unsaved}}) | {
+        "computes": policies.policy_of(learner),
         "unchanged": unchanged,
         "changed": len(unchanged) < len(after),
         "weights_finite": all(np.isfinite(x).all() for x in after),
@@ -161,7 +201,6 @@ def _found(learner, model, before, inputs, folder):
         "output_dtypes": sorted({keras.backend.standardize_dtype(x.dtype) for x in outputs}),
         "uses_float16": policies.uses_float16(learner),
         "scale": min((float(loss_scale.scale(x)) for x in scaled), default=1.0),
-        "skipped_steps": sum(int(loss_scale.skipped_steps(x)) for x in scaled),
         "last_overflow_step": max(
             (int(keras.ops.convert_to_numpy(x.last_overflow_step)) for x in scaled), default=0
         ),

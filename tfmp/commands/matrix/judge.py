@@ -1,6 +1,7 @@
 """What makes a cell red: pure functions of what its process found."""
 
 import math
+import statistics
 
 # What a saved model's predictions may differ by in a fresh process, in units of their rounding: on
 # a GPU other kernels may be chosen there.
@@ -21,6 +22,7 @@ def reasons(cell, found, reference, tolerance):
     if "error" in found:
         return [found["error"]]
     return [
+        *_policy(cell, found),
         *_finite(found),
         *_against(cell, found, reference, tolerance),
         *_outputs(found),
@@ -29,12 +31,29 @@ def reasons(cell, found, reference, tolerance):
     ]
 
 
+def _policy(cell, found):
+    computes = found["computes"]
+    if computes == cell.policy:
+        return
+    if computes == "float32":
+        half = cell.policy.removeprefix("mixed_")
+        yield (
+            f"no layer computes in {half}: the function has to make the model, of layers that take "
+            "the policy in force"
+        )
+    else:
+        half = computes.removeprefix("mixed_")
+        yield f"layers compute in {half} by a policy of their own, or one that the function sets"
+
+
 def _finite(found):
-    steps, skipped = found["steps"], found["skipped_steps"]
-    bad = [loss for loss in found["losses"] if loss is None]
+    steps, skipped, losses = found["steps"], found["skipped_steps"], found["losses"]
+    bad = [loss for loss in losses if loss is None]
+    # By these the loss scale came down from where it starts.
+    first = min(skipped, next((i for i, loss in enumerate(losses) if loss is not None), steps))
     if skipped == steps:
         yield f"all {steps} steps were skipped, since loss or gradients are not finite"
-    elif found["last_overflow_step"] > max(2, steps // 2):
+    elif skipped > first + 1 and found["last_overflow_step"] - first > max(2, (steps - first) // 2):
         yield (
             f"{skipped} of {steps} steps were skipped, up to step {found['last_overflow_step']}: "
             "gradients go on to overflow"
@@ -49,29 +68,32 @@ def _finite(found):
         yield "outputs are not finite"
 
 
-def mean_losses(found, reference):
-    """(mean loss, the reference's) over the steps that both have; None where there are none."""
-    if not reference or "losses" not in found or "losses" not in reference:
-        return None
-    pairs = zip(found["losses"], reference["losses"], strict=True)
-    both = [pair for pair in pairs if None not in pair]
-    if not both:
-        return None
-    ours, theirs = zip(*both, strict=True)
-    return sum(ours) / len(both), sum(theirs) / len(both)
+def _losses(found):
+    """Those of the steps that were not skipped; none where one is not finite, or of no cell."""
+    losses = (found or {}).get("losses", [])
+    good = [loss for loss in losses if loss is not None]
+    return good if losses and len(losses) - len(good) == found["skipped_steps"] else []
+
+
+def _pairs(found, reference):
+    """(loss, the reference's) by steps that were not skipped: the others change nothing."""
+    return list(zip(_losses(found), _losses(reference), strict=False))
 
 
 def deviation(found, reference):
     """Share by which the mean loss differs from the reference's; None where that is unknown."""
-    means = mean_losses(found, reference)
-    return means and abs(means[0] - means[1]) / max(abs(means[1]), 1e-3)
+    pairs = _pairs(found, reference)
+    if not pairs:
+        return None
+    difference = abs(sum(ours - theirs for ours, theirs in pairs))
+    return difference / max(sum(abs(theirs) for _, theirs in pairs), 1e-3 * len(pairs))
 
 
 def _against(cell, found, reference, tolerance):
     # A deviation from itself would say nothing.
     share = None if cell.policy == "float32" else deviation(found, reference)
     if share is not None and not share <= tolerance:
-        ours, theirs = mean_losses(found, reference)
+        ours, theirs = map(statistics.mean, zip(*_pairs(found, reference), strict=True))
         yield f"the mean loss is {ours:.4g}, {share:.0%} off float32's {theirs:.4g}"
     if found["changed"] and "unchanged" in (reference or {}):
         there = {index for index, _ in reference["unchanged"]}
@@ -107,9 +129,13 @@ def _loss_scale(found):
 
 def _reload(cell, found):
     reload = found.get("reload", {"error": "it was not tried"})
-    if "error" in reload:
+    if "unsaved" in reload:
+        yield f"the model can't be saved: {reload['unsaved']}"
+    elif "error" in reload:
         yield f"the saved model can't be used in a fresh process: {reload['error']}"
-    elif not reload["difference"] <= ROUNDINGS * EPS[cell.policy] and found["outputs_finite"]:
+    elif (
+        not reload.get("difference", 0) <= ROUNDINGS * EPS[cell.policy] and found["outputs_finite"]
+    ):
         yield (
             "the saved model predicts something else in a fresh process, by "
             f"{reload['difference']:.2g} of the largest output"

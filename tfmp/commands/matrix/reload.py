@@ -1,6 +1,7 @@
 """The fresh process that loads saved models: one JSON spec as its argument, one JSON line out."""
 
 import json
+import math
 import pathlib
 import pickle
 import sys
@@ -20,18 +21,38 @@ def compare(spec):
             `outputs.pickle`, which `cell.train` wrote.
 
     Returns:
-        Dict by folder of {"difference": share of the largest output} or {"error": what failed}.
+        Dict by folder of {"difference": share of the largest output} or {"error": what failed};
+        {} where the model predicts nothing.
     """
     if target.is_function(spec["target"]):
         target.function(spec["target"])
     return {folder: _difference(pathlib.Path(folder)) for folder in spec["folders"]}
 
 
+def outputs_of(model, inputs):
+    """What a model predicts, as a list of tensors; nothing of one that is its `train_step` only.
+
+    Seeds and the states of stateful layers, which Keras doesn't load, are set to a beginning.
+    """
+    keras.utils.set_random_seed(0)
+    for variable in model.non_trainable_variables:
+        if variable.name == "seed_generator_state":
+            variable.assign(keras.ops.zeros_like(variable))
+    for layer in model._flatten_layers():
+        if getattr(layer, "stateful", False) and hasattr(layer, "reset_state"):
+            layer.reset_state()
+    try:
+        outputs = keras.tree.flatten(model(inputs, training=False))
+    except NotImplementedError:
+        return []
+    return [keras.ops.convert_to_tensor(x) for x in outputs if x is not None]
+
+
 def _difference(folder):
     inputs, expected = pickle.loads((folder / "outputs.pickle").read_bytes())
     try:
         model = keras.saving.load_model(folder / "model.keras", compile=False)
-        outputs = keras.tree.flatten(model(inputs, training=False))
+        outputs = outputs_of(model, inputs)
     except Exception as error:
         return {"error": target.said(error)}
     pairs = zip(outputs, expected, strict=True)
@@ -40,8 +61,14 @@ def _difference(folder):
         / max(np.abs(y).max(), 1e-6)
         for x, y in pairs
     ]
-    # Of outputs that are not finite, which is said elsewhere, nothing can be said.
-    return {"difference": float(np.nan_to_num(max(differences), nan=0.0, posinf=0.0))}
+    if not differences:
+        return {}
+    worst = float(np.max(differences))
+    if math.isfinite(worst):
+        return {"difference": worst}
+    if all(np.isfinite(y).all() for y in expected):
+        return {"error": "its outputs are not finite there"}
+    return {"difference": 0.0}  # what is not finite before is said elsewhere
 
 
 if __name__ == "__main__":

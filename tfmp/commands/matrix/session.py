@@ -105,7 +105,9 @@ def _of_target(config, name, cells):
             place.mkdir()
             found[cell] = _trained(config, cell, place)
             print(f"{found[cell]['seconds']:.1f} s", flush=True)
-        saved = {cell: str(places[cell]) for cell in cells if "error" not in found[cell]}
+        saved = {
+            cell: str(places[cell]) for cell in cells if not {"error", "reload"} & set(found[cell])
+        }
         loaded = _loaded(config, name, list(saved.values()))
         for cell, where in saved.items():
             found[cell]["reload"] = loaded.get(where, loaded)

@@ -203,8 +203,8 @@ def _run(losses, applied, problem, began):
 def loss_of(logs) -> float | None:
     """The loss in the logs of a step: "loss", or the sum of all whose names end in "_loss"."""
     if "loss" in logs:
-        return float(logs["loss"])
-    losses = [float(value) for name, value in logs.items() if name.endswith("_loss")]
+        return float(np.mean(logs["loss"]))  # of each example, in some train_step
+    losses = [float(np.mean(x)) for name, x in logs.items() if name.endswith("_loss")]
     return sum(losses) if losses else None
 
 
