@@ -43,8 +43,9 @@ def read(file: Path) -> Table:
         file: Its path.
 
     Raises:
-        DataError: It is not in UTF-8, has another separator, a quote is not closed, a row has more or fewer values than
-            the columns have names, two columns have one name, or there are no rows.
+        DataError: It is not in UTF-8, has another separator, a quote is not closed, a row has more
+            or fewer values than the columns have names, two columns have one name, or there are no
+            rows.
         OSError: It can't be read.
     """
     content = file.read_bytes()
