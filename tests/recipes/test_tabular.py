@@ -148,6 +148,13 @@ def test_a_run_without_a_good_step_ends_with_status_3(tmp_path, capsys, monkeypa
     assert not (tmp_path / "run" / "results.json").exists()
 
 
+def test_a_run_without_validation_ends_well(tmp_path):
+    results = run(tmp_path / "run", *small(tmp_path, epochs=3), "--validation_fraction=0")
+    assert list(results["best"]) == ["epoch", "loss"]
+    assert np.isfinite(results["final"]["test_loss"])
+    report.run(cli.parse(report.Config, [str(tmp_path / "run")]))
+
+
 def test_epochs_lost_to_a_falling_scale_do_not_end_the_run(tmp_path):
     results = run(tmp_path / "run", *small(tmp_path, epochs=30, initial_scale=2**24))
     rows = files.read_metrics(tmp_path / "run" / "metrics.csv")
@@ -195,6 +202,7 @@ def test_weights_of_other_columns_are_refused(trained, flags, tmp_path):
     ("words", "said"),
     [
         (["--dataset=iris"], "csv:FILE"),
+        (["--task=regression"], r"numbers, such as 1234\.5, .* Received: 'malignant'\. Mend"),
         (["--dataset=csv:none.csv", "--target=y"], "Can't read csv:none.csv"),
         (["--width=0"], "--width above 0"),
         (["--dropout=1"], "--dropout from 0 to below 1"),

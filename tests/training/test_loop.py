@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import pathlib
 import signal
 import types
 
@@ -26,6 +27,21 @@ class StopAt(keras.callbacks.Callback):
     def on_train_batch_begin(self, batch, logs=None):
         if int(self.model.step) == self.at:
             os.kill(os.getpid(), self.number)
+
+
+class FullDisk(keras.callbacks.Callback):
+    """From an epoch on an open file is one on a full disk."""
+
+    def __init__(self, file, epoch):
+        super().__init__()
+        self.file, self.at = file, epoch
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == self.at:
+            opened = pathlib.Path("/proc/self/fd").iterdir()
+            with open("/dev/full", "w") as full:
+                for number in [int(x.name) for x in opened if x.resolve() == self.file]:
+                    os.dup2(full.fileno(), number)
 
 
 def weights(classifier):
@@ -115,6 +131,19 @@ def test_a_signal_saves_and_gives_the_handlers_back(make_classifier, digits, tmp
         )
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
     assert list((tmp_path / "checkpoints").glob("ckpt-*.index"))
+
+
+def test_a_full_disk_is_one_line_and_the_run_goes_on(make_classifier, digits, tmp_path):
+    former = signal.getsignal(signal.SIGTERM)
+    fit(whole := make_classifier("float32", BASE), digits, BASE, tmp_path / "whole")
+    full = FullDisk(tmp_path / "part" / "metrics.csv", epoch=1)
+    with pytest.raises(errors.TfmpError, match=r"Can't go on with .*No space left.*--resume"):
+        classifier = make_classifier("float32", BASE)
+        fit(classifier, digits, BASE, tmp_path / "part", extra_callbacks=[full])
+    assert signal.getsignal(signal.SIGTERM) == former
+    fit(resumed := make_classifier("float32", BASE), digits, BASE, tmp_path / "part")
+    for a, b in zip(weights(whole), weights(resumed), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_saves_every_so_many_steps(make_classifier, digits, tmp_path):

@@ -48,6 +48,17 @@ def test_weight_decay_spares_biases_and_normalization(name, tiny_model):
         assert decayed == (variable.name == "kernel"), variable.path
 
 
+@pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
+def test_without_weight_decay_nothing_decays(name, tiny_model):
+    config = TrainingConfig(optimizer=name, warmup_epochs=0, weight_decay=0.0)
+    optimizer = optimizers.build(config, tiny_model, steps_per_epoch=10)
+    before = tiny_model.get_weights()
+    gradients = [np.zeros(v.shape, "float32") for v in tiny_model.trainable_variables]
+    optimizer.apply(gradients, tiny_model.trainable_variables)
+    for old, new in zip(before, tiny_model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
 @pytest.mark.parametrize(
     ("policy", "dynamic", "first"),
     [("float32", False, 1.0), ("mixed_bfloat16", False, 1.0), ("mixed_float16", True, 64.0)],

@@ -118,7 +118,7 @@ def stranger(texts: np.ndarray) -> int | None:
 
 def shown(text: str) -> str:
     """A cell in a sentence."""
-    return repr(text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + "...")
+    return repr(str(text) if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + "...")
 
 
 def _texts(column: list[str]) -> np.ndarray:

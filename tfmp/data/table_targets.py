@@ -43,7 +43,7 @@ def find(texts, lines, name, task) -> Target:
 
     Args:
         texts: [rows] of str, none of them "".
-        lines: [rows], the line of the file in which each begins.
+        lines: [rows], the line of the file in which each begins; empty where there is no file.
         name: The column's name.
         task: A `Task`, or "auto": a regression where there are numbers that are not whole, or more
             than 20 different ones.
@@ -111,9 +111,10 @@ def _checked(numbers, texts, lines, name) -> np.ndarray:
         advice = "Mend the cell, or empty it, which leaves its row out."
         if table_files.stranger(texts) is None:
             advice = "Mend the column, or take --task=classification."
+        place = f" in line {lines[row]}" if lines else ""
         raise DataError(
             f"Expected numbers, such as 1234.5, in the target {name!r} of a regression. Received: "
-            f"{table_files.shown(texts[row])} in line {lines[row]}. {advice}"
+            f"{table_files.shown(texts[row])}{place}. {advice}"
         )
     if (largest := np.abs(numbers).max()) > LARGEST_TARGET:
         raise DataError(

@@ -51,6 +51,8 @@ def _load(model, file, advice):
         raise UserError(f"The weights in {file} can't be read: {reason}.") from error
     except (ValueError, KeyError, UserWarning) as error:
         reason = str(error).splitlines()[0]
+        if "nested container" in reason:  # Keras guesses at a file of another Keras
+            reason = "they are of other layers."
         raise UserError(
             f"The weights in {file} don't fit {model.name} with {model.output_shape[-1]} classes: "
             f"{reason} {advice}"

@@ -130,6 +130,8 @@ class Engine:
         if self.model.train_function is None or force:
             self._check()
             self._scale_loss()
+            in_xla = uses_xla(self.model) and not self.model.run_eagerly
+            self.steps.jit_compile = self.jit_compile and in_xla
             self.steps.fused_layers = self._fuses_layers()
             self._trace_own_train_step()
             self.model.train_function = self._train_function()

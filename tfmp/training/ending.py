@@ -14,7 +14,7 @@ FALLING = (
 )
 
 
-def check_training(learner, steps_per_epoch, session):
+def check_training(learner, steps_per_epoch, session, *, validated=True):
     """Sees that the last epoch had a good step, and a finite loss on the validation examples.
 
     What was before may have been lost to a loss scale that was still falling.
@@ -23,6 +23,7 @@ def check_training(learner, steps_per_epoch, session):
         learner: The trained `tfmp.training.Learner`.
         steps_per_epoch: Training steps of a whole epoch.
         session: A `tfmp.training.Session`.
+        validated: Whether there were validation examples; the log has no numbers of them else.
 
     Raises:
         NonFiniteError: It hasn't.
@@ -31,8 +32,9 @@ def check_training(learner, steps_per_epoch, session):
         _end(learner, "the gradients of every step of the run")
     if callbacks.skipped_all(learner, max(steps_per_epoch, FEWEST_SKIPS)):
         _end(learner, "the gradients of every step of the last epoch")
-    rows = callbacks.epochs_before(session.worker, session.workdir / "metrics.csv")
-    check(learner, "val", rows[-1] if rows else {})
+    if validated:
+        rows = callbacks.epochs_before(session.worker, session.workdir / "metrics.csv")
+        check(learner, "val", rows[-1] if rows else {})
 
 
 def check(learner, prefix, values):

@@ -24,6 +24,7 @@ import math
 import keras
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.framework.config import is_op_determinism_enabled  # no public one
 
 from tfmp.training import rows
 from tfmp.training.replaced import replaced
@@ -46,18 +47,34 @@ def is_default(jit_compile):
 
 
 @contextlib.contextmanager
-def fused_layers(model):
+def fused_layers(model, only=keras.layers.Layer):
     """A context in which a model's layers run fused.
 
     Args:
         model: A Keras model. Of its layers, wherever they are in it, those are changed that are
             exactly Keras' own and have their channels last: a subclass may compute anything.
+        only: Class of the layers to change.
     """
     with contextlib.ExitStack() as stack:
         for layer in model._flatten_layers(include_self=False):
+            if not isinstance(layer, only):
+                continue
             for name, function in _fused(layer).items():
                 stack.enter_context(replaced(layer, name, function))
         yield
+
+
+def deterministic_pooling(model):
+    """A context in which max pooling runs fused where operations have to be deterministic.
+
+    XLA refuses its own gradient of it then, on CPUs too.
+
+    Args:
+        model: As for `fused_layers`.
+    """
+    if not is_op_determinism_enabled():
+        return contextlib.nullcontext()
+    return fused_layers(model, only=keras.layers.MaxPooling2D)
 
 
 def _fused(layer):

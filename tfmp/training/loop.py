@@ -75,6 +75,7 @@ def fit(learner, data, config, workdir, *, resume_hint="", extra_callbacks=(), p
         PeerError: Another worker was lost.
         StoppedError: A signal asked to stop; the state is saved.
         OutOfMemoryError: The step doesn't fit into the device's memory.
+        TfmpError: A file can't be written.
     """
     workdir = pathlib.Path(workdir)
     epoch_steps = config.epoch_steps(data.sizes["train"])
@@ -112,15 +113,14 @@ def fit(learner, data, config, workdir, *, resume_hint="", extra_callbacks=(), p
     learner.stop_training = callbacks.has_stopped_early(
         config.early_stopping, log, learner.monitor, learner.monitor_mode, worker
     )
-    try:
+    with _naming_what_is_kept(workdir), contextlib.ExitStack() as ends:
+        ends.callback(stop.close)
+        ends.callback(logger.on_train_end)
+        ends.callback(saver.on_train_end)
+        if tracer:
+            ends.callback(tracer.finish)
         with naming_errors(config, learner.model, worker):
             _train(learner, data, config, epoch_steps, checkpoints, metrics, every)
-    finally:
-        stop.close()
-        logger.on_train_end()
-        saver.on_train_end()
-        if tracer:
-            tracer.finish()
     return Fitted(
         compile_seconds=stopwatch.compile,
         seconds_before=stopwatch.before,
@@ -254,6 +254,18 @@ def naming_errors(config, model, worker=workers.ALONE):
         raise DataError(
             f"An image of {config.dataset} is damaged: {error.message.splitlines()[0]}. Remove or "
             "replace it."
+        ) from error
+
+
+@contextlib.contextmanager
+def _naming_what_is_kept(workdir):
+    """Turns the error of a file, as on a full disk, into one that says what is kept."""
+    try:
+        yield
+    except OSError as error:
+        raise TfmpError(
+            f"Can't go on with {workdir}: {error}. The last checkpoint, if any, is kept; mend this "
+            "and go on with --resume."
         ) from error
 
 

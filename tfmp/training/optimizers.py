@@ -4,9 +4,17 @@ import keras
 
 from tfmp import loss_scale, policies
 
+
+def _adamw(weight_decay, **kwargs):
+    # Keras' AdamW refuses None; without decay it is Adam.
+    if weight_decay is None:
+        return keras.optimizers.Adam(**kwargs)
+    return keras.optimizers.AdamW(weight_decay=weight_decay, **kwargs)
+
+
 OPTIMIZERS = {
     "sgd": lambda **kwargs: keras.optimizers.SGD(momentum=0.9, nesterov=True, **kwargs),
-    "adamw": keras.optimizers.AdamW,
+    "adamw": _adamw,
     # Of GANs: with the decay 0.9 of the gradients' mean they oscillate (Radford et al. 2016).
     "adam_gan": lambda **kwargs: keras.optimizers.Adam(beta_1=0.5, **kwargs),
     "lamb": keras.optimizers.Lamb,

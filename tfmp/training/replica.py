@@ -13,7 +13,7 @@ from tfmp.training import logs as logs_of
 from tfmp.training import vector as vectors
 from tfmp.training.cross_entropy import closed_cross_entropy
 from tfmp.training.cudnn_attention import cudnn_attention
-from tfmp.training.fused import fused_layers
+from tfmp.training.fused import deterministic_pooling, fused_layers
 from tfmp.training.gelu import closed_gelu
 from tfmp.training.layer_maxima import ACTIVATIONS, GRADIENTS, UNSEEN
 from tfmp.training.remat import recomputing
@@ -36,7 +36,7 @@ class ReplicaSteps:
     def __init__(self, model, microbatches=1):
         self.model = model
         self.microbatches = microbatches
-        self.fused_layers = self.remat = False
+        self.jit_compile = self.fused_layers = self.remat = False
         self.maxima = None  # `Maxima` of a traced step, which returns them with its logs
         self._variables = []  # of the recorded gradients, in their order
         self._has_gradient = []
@@ -188,7 +188,12 @@ class ReplicaSteps:
             optimizers = loss_scale.optimizers_of(self.model)
             watches = [stack.enter_context(Watch(x, weight)) for x in optimizers]
             stack.enter_context(
-                changed_layers(self.model, fused=self.fused_layers, remat=self.remat)
+                changed_layers(
+                    self.model,
+                    jit_compile=self.jit_compile,
+                    fused=self.fused_layers,
+                    remat=self.remat,
+                )
             )
             if self.maxima:  # around what the others change
                 stack.enter_context(self.maxima.recording())
@@ -347,7 +352,7 @@ class ReplicaSteps:
 
 
 @contextlib.contextmanager
-def changed_layers(model, *, fused, remat):
+def changed_layers(model, *, jit_compile, fused, remat):
     """A context in which a model's layers compute as training asks for; see the modules."""
     with contextlib.ExitStack() as stack:
         if fused:
@@ -355,6 +360,8 @@ def changed_layers(model, *, fused, remat):
             stack.enter_context(cudnn_attention())
             stack.enter_context(closed_gelu())
             stack.enter_context(closed_cross_entropy())
+        elif jit_compile:
+            stack.enter_context(deterministic_pooling(model))
         if remat:
             stack.enter_context(recomputing(model))
         yield

@@ -101,7 +101,7 @@ def rerun(steps, index, data, state):
         A `Fault`; None where everything is finite.
     """
     steps = copy.copy(steps)
-    steps.fused_layers = steps.remat = False
+    steps.jit_compile = steps.fused_layers = steps.remat = False
     steps.maxima = None
     witness = _Witness(steps.model, index)
     device = distribution.devices(steps.model.distribute_strategy)[index]

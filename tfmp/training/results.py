@@ -87,7 +87,12 @@ def finish(session, config, data, learner, fitted, began, more=None):
         TfmpError: A file can't be written.
     """
     # All workers have a part in it, up to here.
-    ending.check_training(learner, config.epoch_steps(data.sizes["train"]), session)
+    ending.check_training(
+        learner,
+        config.epoch_steps(data.sizes["train"]),
+        session,
+        validated=data.validation is not None,
+    )
     test = _evaluate(learner, data, config)
     ending.check(learner, "test", test)
     if not session.worker.is_chief:

@@ -214,7 +214,9 @@ def _without_loss_scale(classifier, session, *, remat=False):
 
     @tf.function(jit_compile=session.jit_compile, autograph=False)
     def step(data):
-        with changed_layers(classifier, fused=session.fused_layers, remat=remat):
+        with changed_layers(
+            classifier, jit_compile=session.jit_compile, fused=session.fused_layers, remat=remat
+        ):
             return classifier.train_step(data)
 
     return lambda iterator: step(next(iterator))
