@@ -421,6 +421,12 @@ def test_functions_that_are_none(folder, named, said):
         target.load(named, "float32")
 
 
+def test_a_model_may_come_with_its_data_as_for_matrix(folder):
+    file = folder / "their_models.py"
+    file.write_text(file.read_text() + "\n\ndef pair():\n    return small(), ([[0.0]], [0])\n")
+    assert target.load("their_models:pair", "float32").built
+
+
 def test_a_mistake_of_a_function_comes_back_from_the_child(folder, monkeypatch):
     spec = {"target": "their_models:fixed", "policy": "float32", "batch_sizes": (8,)}
     spec |= {"model": None, "image_size": None}

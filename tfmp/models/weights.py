@@ -54,7 +54,7 @@ def _load(model, file, advice):
         if "nested container" in reason:  # Keras guesses at a file of another Keras
             reason = "they are of other layers."
         raise UserError(
-            f"The weights in {file} don't fit {model.name} with {model.output_shape[-1]} classes: "
+            f"The weights in {file} don't fit {model.name} with {model.output_shape[-1]} outputs: "
             f"{reason} {advice}"
         ) from error
     return model

@@ -87,7 +87,7 @@ def recipe_flags(spec, probe):
 
 
 def load(target, policy):
-    """The model that MODULE:FUNCTION returns under a policy.
+    """The model that MODULE:FUNCTION returns, alone or before its data, under a policy.
 
     Args:
         target: MODULE:FUNCTION; the module is looked for in the current folder first.
@@ -102,10 +102,10 @@ def load(target, policy):
     called = function(target)
     with policies.scope(policy):
         try:
-            model = called()
+            made = called()
         except Exception as error:
             raise UserError(f"{target}, called without arguments: {said(error)}") from error
-    return _checked(model, target)
+    return _checked(made[0] if isinstance(made, tuple) and made else made, target)
 
 
 def function(target):

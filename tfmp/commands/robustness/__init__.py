@@ -12,7 +12,7 @@ Axes, by default all that can be run, or those that --axes names:
     input               the same images in other dtypes and ranges: what the model takes, and what
                         breaks it
     corruptions         the same images under the 15 corruptions of ImageNet-C and 4 extra ones, at
-                        five severities, made by the library imagecorruptions (the extra
+                        five severities, made by imagecorruptions-imaug (the extra
                         "robustness") with a progress bar and kept on disk; or, by --corrupted, a
                         ready-made set of TFDS. With --baseline, mCE
     ood                 how well the largest softmax probability, the energy and the largest logit
