@@ -139,7 +139,7 @@ ROWS = "".join(f"{i},{i % 2}\n" for i in range(30))
         ("x,y\n" + ROWS, {"target": "y", "drop": ("z",)}, "--drop: expected a column"),
         ("x,y\n" + ROWS, {"target": "y", "categorical": ("y",)}, "other columns than the target"),
         ("x,y\n" + ROWS, {"target": "y", "drop": ("x",)}, "Expected a column beside 'y'"),
-        ("x;y\n" + ROWS, {"target": "y"}, "Expected 1 values in line 2"),
+        ("x;y\n" + ROWS, {"target": "y"}, "separated by commas.*';' in their place"),
         ("x,y\n1,2\n3\n", {"target": "y"}, "Expected 2 values in line 3 .* Received: 1"),
         ("x,x\n" + ROWS, {"target": "x"}, "Expected different names"),
         ("", {"target": "x"}, "Expected different names"),
