@@ -130,8 +130,7 @@ class Engine:
         if self.model.train_function is None or force:
             self._check()
             self._scale_loss()
-            in_xla = uses_xla(self.model) and not self.model.run_eagerly
-            self.steps.jit_compile = self.jit_compile and in_xla
+            self.steps.jit_compile = self.jit_compile and self._may_use_xla()
             self.steps.fused_layers = self._fuses_layers()
             self._trace_own_train_step()
             self.model.train_function = self._train_function()
@@ -146,8 +145,12 @@ class Engine:
             self.model.test_function = self._of_iterator(step)
         return self.model.test_function
 
+    def _may_use_xla(self):
+        """Whether XLA compiles the forward and backward pass, if `jit_compile` asks for it."""
+        return uses_xla(self.model) and not self.model.run_eagerly
+
     def _fuses_layers(self):
-        if not uses_xla(self.model) or self.model.run_eagerly:
+        if not self._may_use_xla():
             return False
         if self.fused_layers is None:
             return fused.is_default(self.jit_compile)
@@ -187,7 +190,7 @@ class Engine:
             self._check_remat()
 
     def _check_remat(self):
-        if not uses_xla(self.model) or self.model.run_eagerly:
+        if not self._may_use_xla():
             raise UserError(
                 "Expected a step that XLA compiles, for remat=True. Received: synchronized "
                 "BatchNormalization on several replicas, or run_eagerly=True."
@@ -303,7 +306,7 @@ class Engine:
 
     def _sums_within_xla(self):
         able = distribution.sums_within_xla(self.model.distribute_strategy)
-        return able and self.jit_compile and uses_xla(self.model) and not self.model.run_eagerly
+        return able and self.jit_compile and self._may_use_xla()
 
     def _compiled(self, function):
         if self.model.run_eagerly:
