@@ -101,11 +101,29 @@ def load(target, policy):
     """
     called = function(target)
     with policies.scope(policy):
-        try:
-            made = called()
-        except Exception as error:
-            raise UserError(f"{target}, called without arguments: {said(error)}") from error
-    return _checked(made[0] if isinstance(made, tuple) and made else made, target)
+        made = call(called, target)
+    return _checked(model_of(made), target)
+
+
+def call(called, target):
+    """What the function that MODULE:FUNCTION names returns.
+
+    Args:
+        called: The function.
+        target: MODULE:FUNCTION, for the message.
+
+    Raises:
+        UserError: It fails, called without arguments.
+    """
+    try:
+        return called()
+    except Exception as error:
+        raise UserError(f"{target}, called without arguments: {said(error)}") from error
+
+
+def model_of(made):
+    """The model of what a function returned: alone, or the first of a tuple, before its data."""
+    return made[0] if isinstance(made, tuple) and made else made
 
 
 def function(target):

@@ -106,8 +106,7 @@ def _model(config):
             f"{config.target!r}."
         )
     with policies.scope(config.policy):
-        made = _called(config.target)
-    model = made[0] if isinstance(made, tuple) and made else made
+        model = target.model_of(target.call(target.function(config.target), config.target))
     if not isinstance(model, keras.Model):
         raise UserError(
             f"Expected {config.target} to return a Keras model, or a tuple that begins with one. "
@@ -121,7 +120,7 @@ def _data(data):
     if data is None or data == "random":
         return data, None
     if target.is_function(data):
-        made = _called(data)
+        made = target.call(target.function(data), data)
         pair = isinstance(made, tuple) and len(made) == 2
         return made if pair else (made, None)
     try:
@@ -132,11 +131,3 @@ def _data(data):
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(f"Can't read {data}: {error}.") from None
     raise UserError(f"Expected {data} to hold an array x. Received: {found or 'nothing'}.")
-
-
-def _called(name):
-    function = target.function(name)
-    try:
-        return function()
-    except Exception as error:
-        raise UserError(f"{name}, called without arguments: {target.said(error)}") from error
