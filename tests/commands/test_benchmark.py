@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import subprocess
@@ -13,7 +14,7 @@ import keras
 import pytest
 import tensorflow as tf
 
-from tfmp import __main__, cli, errors
+from tfmp import __main__, cli, errors, hardware, loss_scale
 from tfmp.commands import benchmark
 from tfmp.commands.benchmark import children, compare, ours, rows, session
 from tfmp.recipes import resnet
@@ -323,7 +324,10 @@ def test_slower_than_the_tolerance_is_status_10(monkeypatch, tmp_path, capsys):
         (["--tolerance=1"], "--tolerance from 0"),
         (["--recipe=none"], "--recipe out of"),
         (["tabular", "--model=mlp"], "--dataset with tabular"),
-        (["gan", "--dataset=digits", "--model=dcgan"], "a recipe with a --model. Received: gan"),
+        (["gan", "--model=dcgan"], "no --model, since gan has one alone. Received: dcgan"),
+        (["gan", "--loss_scale=recipe,none"], "--loss_scale=recipe with gan, whose step has two"),
+        (["gan", "--replicas=2"], "--strategy none: a GAN trains on one device"),
+        (["gan", "--peer=torch"], "images or gpt"),
         (["text_classifier", "--peer=torch"], "images or gpt"),
         (["--model=none"], "--model=none"),
         (["--compare=/no/file.json"], "Can't read --compare=/no/file.json"),
@@ -400,6 +404,32 @@ def test_a_small_measurement_as_a_user_starts_it(tmp_path):
     assert (versions["tensorflow"], versions["keras"]) == (tf.__version__, keras.__version__)
 
 
+def test_a_recipe_of_two_networks():
+    """Its arithmetic is that of both, and the loss that falls the discriminator's."""
+    words = ["gan", "--image_size=8", "--batch_sizes=32", "--policies=mixed_float16"]
+    words += ["--inputs=device", "--steps=20", "--windows=1", "--repeats=1"]
+    config = benchmark.complete(cli.parse(benchmark.Config, words))
+    assert benchmark.complete(benchmark.Config(recipe="gan")).image_size == 64
+    ((case, flags),) = [(case, session.flags(config, case)) for case in session._cases(config)]
+    answer = ours.measure(session.spec(config, case, flags))
+    first, last = answer["loss"]
+    assert 0.5 < last < first == pytest.approx(2 * math.log(2), abs=0.1)
+    # By hand: a dense layer and two 4x4 convolutions, with strides of 2, each.
+    generator = 64 * 256 + 2 * 2 * 16 * 64 * 32 + 4 * 4 * 16 * 32 * 3
+    discriminator = 4 * 4 * 16 * 3 * 32 + 2 * 2 * 16 * 32 * 64 + 256
+    assert answer["multiply_adds"] == round((4 * generator + 8 * discriminator) / 3)
+
+
+def test_skipped_steps_are_those_of_all_optimizers():
+    optimizers = [loss_scale.LossScaleOptimizer(keras.optimizers.SGD()) for _ in range(2)]
+    for skipped, optimizer in enumerate(optimizers, start=1):
+        optimizer.build([keras.Variable(0.0)])
+        optimizer.skipped_steps.assign(skipped)
+    model = types.SimpleNamespace(optimizer=optimizers[0], other=optimizers[1])
+    answer = ours.in_force({"first_step_s": 1.0}, 2.0, model, hardware.describe(), True)
+    assert (answer["skipped_steps"], answer["to_first_step_s"]) == (3, 3.0)
+
+
 @pytest.fixture(scope="module")
 def prepared():
     config = cli.parse(
@@ -435,7 +465,9 @@ def test_several_replicas_get_labels_that_tensorflow_does_not_keep_on_the_host(p
     batches = prepared[1].train(8, seed=0)
     for source in ("device", "host"):
         work = ours.RecipeWork(
-            types.SimpleNamespace(distribute_strategy=strategy, steps_per_execution=1),
+            types.SimpleNamespace(
+                distribute_strategy=strategy, steps_per_execution=1, falling="loss"
+            ),
             batches,
             source,
             None,

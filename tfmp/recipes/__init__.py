@@ -8,7 +8,8 @@ from tfmp.errors import UserError
 
 cli.prepare()
 
-# Recipes with synthetic data, and the model to measure on an accelerator, which fills it.
+# Recipes with a choice of models and synthetic data: the model to measure on an accelerator, which
+# fills it.
 LARGE_MODELS = {
     "resnet": "resnet50",
     "vit": "vit_small",
@@ -19,6 +20,8 @@ LARGE_MODELS = {
 }
 # Examples in a step there, where an example is more than an image.
 LARGE_BATCHES = {"gpt": 16}
+# Height and width of images there, where they are not those of ImageNet.
+LARGE_SIZES = {"gan": 64}
 
 
 def names():
@@ -59,9 +62,22 @@ def takes_images(name):
     return hasattr(config_type(name), "image_size")
 
 
+def has_synthetic(name):
+    """Whether a recipe takes `--dataset=synthetic`; errors as of `config_type`."""
+    return takes_images(name) or name in LARGE_MODELS
+
+
 def large_model(name):
-    """The recipe's model to measure on an accelerator: the own default of one that has no other."""
-    return LARGE_MODELS.get(name) or config_type(name).model
+    """The recipe's model to measure on an accelerator: the own default of one that has no other.
+
+    None for a recipe of one model, which has no --model.
+    """
+    return LARGE_MODELS.get(name) or getattr(config_type(name), "model", None)
+
+
+def large_size(name):
+    """Height and width of the images to measure on an accelerator; None: it takes no images."""
+    return LARGE_SIZES.get(name, 224) if takes_images(name) else None
 
 
 def large_batch(name):

@@ -73,7 +73,9 @@ def prepare(config):
         steps = config.epoch_steps(data.sizes["train"])
         with policies.scope(model.dtype_policy):
             discriminator = dcgan.discriminator(image_shape=data.input_shape, width=config.width)
-        count = min(data.sizes["train"], judge.MOST_IMAGES)
+        # In random images there is nothing to know.
+        most = config.batch_size if config.dataset == "synthetic" else judge.MOST_IMAGES
+        count = min(data.sizes["train"], most)
         images, labels = next(data.train(count, seed=0).as_numpy_iterator())
         return gan.GanLearner(
             model,

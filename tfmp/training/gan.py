@@ -4,6 +4,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
+from tfmp.models import flops
 from tfmp.training.learner import Learner
 
 
@@ -40,6 +41,7 @@ class GanLearner(Learner):
 
     monitor = "frechet"
     monitor_mode = "min"
+    falling = "discriminator_loss"
 
     def __init__(self, model, discriminator, discriminator_optimizer, judge, *, seed=0):
         super().__init__(model, seed=seed, name="gan")
@@ -75,6 +77,16 @@ class GanLearner(Learner):
         """What images are made of: [count, latent] float32, a function of the seed, int64 [2]."""
         drawn = tf.random.stateless_normal([count, self.latent], seed)
         return tf.ensure_shape(drawn, [None, self.latent])
+
+    def multiply_adds(self):
+        """Multiply-adds for an example in a third of a training step.
+
+        The discriminator's update takes one pass of the generator and six of its own size (forward
+        and twice as much backward, of real and of generated images), the generator's three of its
+        own and two of the discriminator, which gets no gradients.
+        """
+        made, judged = map(flops.multiply_adds, (self.model, self.discriminator))
+        return round((4 * made + 8 * judged) / 3)
 
     def train_step(self, data):
         """An update of each network; returns the running means of their losses."""

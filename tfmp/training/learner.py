@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from tfmp import distribution, loss_scale
 from tfmp.errors import UserError
+from tfmp.models import flops
 from tfmp.training import tpu
 from tfmp.training.accelerate import accelerate
 
@@ -26,10 +27,12 @@ class Learner(keras.Model):
         monitor: Name of the metric, or derived figure, that early stopping and the best epoch go
             by.
         monitor_mode: Whether the best of it is its largest or its smallest value.
+        falling: Name of the loss in a training step's logs that falls where it is repeated.
     """
 
     monitor: ClassVar[str] = "loss"
     monitor_mode: ClassVar[Literal["max", "min"]] = "min"
+    falling: ClassVar[str] = "loss"
 
     def __init__(self, model, *, seed=0, name="learner"):
         # Or Keras would cast the features to the policy's dtype on their way to the model.
@@ -99,6 +102,10 @@ class Learner(keras.Model):
             means: Dict of floats, of "loss" and the metrics by name.
         """
         return {}
+
+    def multiply_adds(self):
+        """Multiply-adds for an example in a third of a training step, as in a forward pass."""
+        return flops.multiply_adds(self.model)
 
     def train_step(self, data):
         """One update; returns the running means of the metrics since the epoch's begin."""

@@ -216,7 +216,7 @@ def function(spec):
         if explanation := compile_cache.explain(error.message):
             raise errors.TfmpError(explanation) from error
         raise
-    return ours.in_force(measured, prepared, fitted.optimizer, device, spec["jit_compile"])
+    return ours.in_force(measured, prepared, fitted, device, spec["jit_compile"])
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ class Config:
         None, "A --model of the recipe; none: its one for GPUs, such as resnet50.", group="Work"
     )
     image_size: int | None = cli.flag(
-        None, "Height and width of the images in pixels; none: 224.", group="Work"
+        None, "Height and width of the images in pixels; none: 224, of gan 64.", group="Work"
     )
     policies: tuple[str, ...] = cli.flag(
         ("mixed_float16", "float32"), "Out of mixed_float16, mixed_bfloat16, float32.", group="Work"
@@ -202,34 +202,41 @@ def complete(config):
     """A `Config` with what the recipe decides of what was left open.
 
     Raises:
-        UserError: No such recipe, one of several models, one without synthetic data that was given
-            no other, one without images that was given their size, or one that the peer doesn't
-            have.
+        UserError: No such recipe, one without a choice of models that was given one, one without
+            synthetic data that was given no other, one without images that was given their size,
+            one that the peer doesn't have, or one whose step needs its loss scales.
     """
     if config.recipe not in recipes.names():
         known = ", ".join(recipes.names())
         raise UserError(f"Expected --recipe out of {known}. Received: {config.recipe}.")
-    if not hasattr(recipes.config_type(config.recipe), "model"):
-        raise UserError(f"Expected a recipe with a --model. Received: {config.recipe}.")
-    images = recipes.takes_images(config.recipe)
+    images, model = recipes.takes_images(config.recipe), recipes.large_model(config.recipe)
+    if config.model and not model:
+        raise UserError(
+            f"Expected no --model, since {config.recipe} has one alone. Received: {config.model}."
+        )
     if config.image_size and not images:
         raise UserError(
             f"Expected no --image_size, since {config.recipe} takes no images. "
             f"Received: {config.image_size}."
         )
-    if config.dataset == "synthetic" and config.recipe not in recipes.LARGE_MODELS:
+    if config.dataset == "synthetic" and not recipes.has_synthetic(config.recipe):
         raise UserError(
             f"Expected --dataset with {config.recipe}, for which there are no synthetic data. "
             f"Received: {config.dataset}."
         )
-    if config.peer != "none" and not images and config.recipe != "gpt":
+    if config.peer != "none" and not (images and model) and config.recipe != "gpt":
         raise UserError(
-            f"Expected a recipe of images or gpt with --peer={config.peer}, which has no other. "
-            f"Received: {config.recipe}."
+            f"Expected a recipe of models of images or gpt with --peer={config.peer}, which has no "
+            f"other. Received: {config.recipe}."
+        )
+    if "none" in config.loss_scale and config.recipe == "gan":
+        raise UserError(
+            "Expected --loss_scale=recipe with gan, whose step has two. Received: "
+            f"{','.join(config.loss_scale)}."
         )
     return dataclasses.replace(
         config,
-        model=config.model or recipes.large_model(config.recipe),
-        image_size=(config.image_size or 224) if images else None,
+        model=config.model or model,
+        image_size=config.image_size or recipes.large_size(config.recipe),
         batch_sizes=config.batch_sizes or (recipes.large_batch(config.recipe),),
     )

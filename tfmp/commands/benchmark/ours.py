@@ -14,7 +14,6 @@ from tfmp import cli, distribution, hardware, loss_scale, provenance, training
 from tfmp.commands.benchmark import children, profiling, timing
 from tfmp.data import to_device
 from tfmp.errors import UserError
-from tfmp.models import flops
 from tfmp.training import loop
 from tfmp.training.replica import changed_layers
 
@@ -26,15 +25,21 @@ class RecipeWork(timing.Work):
     """A recipe's own training step on its own input.
 
     Args:
-        classifier: Compiled `tfmp.training.Classifier`.
+        classifier: Compiled `tfmp.training.Learner`.
         batches: Endless `tf.data.Dataset` of (images, labels), as `Data.train` gives it.
         source: "device": one batch, which stays on the device; "host": `batches`, as `fit` gets
             them.
         function: Function of an iterator that trains one step and returns logs.
+
+    Attributes:
+        falling: Name of the loss in these logs that falls where a step is repeated.
     """
+
+    falling = "loss"
 
     def __init__(self, classifier, batches, source, function):
         self.classifier = classifier
+        self.falling = classifier.falling
         self.steps_per_call = classifier.steps_per_execution
         self._function = function
         if source == "device":
@@ -67,7 +72,7 @@ class RecipeWork(timing.Work):
         for _ in range(steps // self.steps_per_call - 1):
             self._function(self._repeated)
         self.classifier.reset_metrics()
-        return float(self._function(self._repeated)["loss"])
+        return float(self._function(self._repeated)[self.falling])
 
 
 def measure(spec):
@@ -98,15 +103,13 @@ def measure(spec):
         prepared = time.monotonic() - spec["spawned_at"]
         measured = timing.measure(work, steps=spec["steps"], windows=spec["windows"])
         arithmetic = _arithmetic(classifier.model, session.tf32)
-        measured = in_force(
-            measured, prepared, classifier.optimizer, session.device, session.jit_compile
-        )
+        measured = in_force(measured, prepared, classifier, session.device, session.jit_compile)
         profile = profiling.profile(work) if spec["profile"] else None
     return measured | {
         "cards": cards,
         "all_reduce_ms": all_reduce_ms(classifier),
         "profile": profile,
-        "multiply_adds": flops.multiply_adds(classifier.model),
+        "multiply_adds": classifier.multiply_adds(),
         "example": data.example,
         "tokens": data.tokens,
         "arithmetic": arithmetic,
@@ -183,13 +186,13 @@ def all_reduce_ms(classifier, repeats=50):
     return 1e3 * seconds() / repeats
 
 
-def in_force(measured, prepared, optimizer, device, jit_compile):
+def in_force(measured, prepared, model, device, jit_compile):
     """A measurement with what it was made with.
 
     Args:
         measured: The dict of `timing.measure`.
         prepared: Seconds from the process's start until the first step.
-        optimizer: The optimizer of the model.
+        model: A compiled Keras model.
         device: A `tfmp.hardware.Device`.
         jit_compile: Whether XLA compiled the step.
 
@@ -198,7 +201,9 @@ def in_force(measured, prepared, optimizer, device, jit_compile):
     """
     return measured | {
         "to_first_step_s": prepared + measured["first_step_s"],
-        "skipped_steps": int(loss_scale.skipped_steps(optimizer)),
+        "skipped_steps": sum(
+            int(loss_scale.skipped_steps(x)) for x in loss_scale.optimizers_of(model)
+        ),
         "peak_memory_bytes": hardware.peak_memory_bytes(),
         "jit_compile": jit_compile,
         "device": dataclasses.asdict(device),

@@ -20,7 +20,7 @@ from tfmp.errors import TfmpError, UserError
 from tfmp.files import write_json
 
 # By optimizer; constant, and low enough for every batch size and for float16 without a loss scale.
-LEARNING_RATES = {"sgd": 0.05, "adamw": 1e-4, "lamb": 1e-3}
+LEARNING_RATES = {"sgd": 0.05, "adamw": 1e-4, "adam_gan": 2e-4, "lamb": 1e-3}
 VARIABLES = ("CUDA_", "KERAS_", "NVIDIA_", "OMP_", "TF_", "XLA_")
 
 
@@ -120,8 +120,9 @@ def flags(config, case):
         "warmup_epochs": 0,
         "epochs": 100_000,
     }
-    if not recipes.takes_images(config.recipe):
-        del settings["image_size"]
+    settings = {name: value for name, value in settings.items() if hasattr(config_type, name)}
+    if config.recipe == "gan":  # which takes no run without validation
+        del settings["validation_fraction"]
     given = {flag.lstrip("-").partition("=")[0] for flag in config.recipe_flags}
     if taken := [name for name in settings if {name, f"no{name}"} & given]:
         raise UserError(
