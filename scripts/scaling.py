@@ -29,8 +29,8 @@ class Model:
 
 MODELS = {
     "ResNet-50, 256 images": Model(25_557_032, 53_120, 256 / 6.443),
-    "ViT-S/16, 256 images": Model(22_049_896, 0, 256 / 8.961),
-    "GPT-2 small, 16 windows": Model(124_439_808, 0, 37.0),
+    "ViT-S/16, 256 images": Model(22_049_896, 0, 256 / 8.942),
+    "GPT-2 small, 16 windows": Model(124_439_808, 0, 36.3),
 }
 # Gigabytes/s in each direction, by datasheet: of a GPU, or of a machine's network.
 LINKS = {"NVLink 4": 450.0, "PCIe 5.0 x16": 63.0, "100 Gb/s": 12.5, "25 Gb/s": 3.125}
