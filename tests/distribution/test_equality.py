@@ -234,6 +234,24 @@ def test_embeddings(strategy, accelerated):
     assert_close(one, two)
 
 
+@pytest.mark.parametrize("jit_compile", [True, False])
+def test_dense_layers_on_sequences(strategy, jit_compile):
+    """TensorFlow doesn't know the shapes of their gradients where batches differ in size."""
+
+    def sequences():
+        layers = keras.layers
+        keras.utils.set_random_seed(0)
+        rows = [keras.Input((8, 8, 1)), layers.Reshape((8, 8)), layers.Dense(6, "relu")]
+        return keras.Sequential([*rows, layers.GlobalAveragePooling1D(), layers.Dense(10)])
+
+    compare(
+        strategy,
+        lambda s: make(s, model=sequences),
+        lambda model: fit(model, *images(37)),
+        jit_compile=jit_compile,
+    )
+
+
 # --- optimizers and steps
 
 

@@ -251,8 +251,11 @@ class ReplicaSteps:
         self._has_gradient = [g is not None for g in gradients]
         if not any(self._has_gradient):
             raise UserError("No gradients: no trainable weight has a part in the loss.")
+        # TensorFlow may not know a gradient's shape where it doesn't know the number of examples.
         dense = [
-            tf.zeros(v.shape, v.dtype) if g is None else tf.convert_to_tensor(g)
+            tf.zeros(v.shape, v.dtype)
+            if g is None
+            else tf.ensure_shape(tf.convert_to_tensor(g), v.shape)
             for g, v in zip(gradients, self._variables, strict=True)
         ]
         flat = self._flat(dense)
