@@ -70,6 +70,12 @@ def test_a_saved_generator_loads_in_plain_keras(tmp_path, run_fresh):
     np.testing.assert_array_equal(np.load(tmp_path / "images.npy"), expected)
 
 
+def test_sizes_may_be_numpys():
+    shape = tuple(np.array([8, 12, 1]))
+    model, judge = (f(image_shape=shape, width=8) for f in (dcgan.generator, dcgan.discriminator))
+    assert model.output_shape == judge.input_shape == (None, 8, 12, 1)
+
+
 def test_other_sizes_are_refused():
     for build in (dcgan.generator, dcgan.discriminator):
         with pytest.raises(errors.UserError, match="multiples of 4 pixels"):

@@ -181,6 +181,12 @@ def test_a_saved_model_loads_in_plain_keras(tmp_path, run_fresh):
     np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), expected, atol=4e-3)
 
 
+def test_sizes_may_be_numpys():
+    ids = tokens()
+    model = micro(vocabulary=ids.max() + 1, context=np.int32(ids.shape[1]))
+    assert model.output_shape == (None, 12, ids.max() + 1)
+
+
 def test_what_cannot_be_built_says_why():
     with pytest.raises(
         ValueError, match=r"heads: expected a divisor of the width, 64. Received: 5"

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 
+from tfmp import errors
 from tfmp.models import build, resnet
 from tfmp.policies import scope
 
@@ -182,6 +183,14 @@ def test_a_saved_model_loads_in_plain_keras(tmp_path, run_fresh):
         np.testing.assert_array_equal(loaded, expected[policy])
 
 
+@pytest.mark.parametrize("name", ["resnet_small", "vit_micro", "unet_small", "mobilenet_v3_micro"])
+def test_sizes_may_be_numpys(name):
+    labels, images = np.array([0, 1, 2]), digits()
+    model = build(name, classes=labels.max() + 1, input_shape=np.array(images.shape[1:]))
+    assert model.input_shape == (None, 8, 8, 1) and model.output_shape[-1] == 3
+    assert {type(n) for n in model.input_shape[1:]} == {int}
+
+
 def test_what_cannot_be_built_says_why():
     with pytest.raises(ValueError, match=r"resnet_small, resnet18.*Received: 'resnet51'"):
         build("resnet51", classes=10, input_shape=(8, 8, 1))
@@ -191,3 +200,9 @@ def test_what_cannot_be_built_says_why():
         small(stem="large")
     with pytest.raises(ValueError, match="classes: expected 1 or more"):
         small(classes=0)
+    for classes in (None, "10", 10.0):
+        with pytest.raises(errors.UserError, match=rf"an integer. Received: {classes!r}"):
+            small(classes=classes)
+    for shape in (8, None, (8, 8), (8.0, 8, 1), "881"):
+        with pytest.raises(errors.UserError, match=r"input_shape: .*Received: "):
+            small(input_shape=shape)

@@ -120,6 +120,21 @@ def test_a_target_has_its_own_unit_beyond_float16():
     assert out.dtype == np.float32 and out.min() > 1e6
 
 
+def test_numbers_and_sizes_may_be_numpys():
+    _, inputs = features()
+    numeric, labels = inputs["numeric"], np.array([0, 1, 2])
+    sizes = inputs["categorical"].max(axis=0)
+    model = tabular.build(
+        "mlp",
+        means=numeric.mean(axis=0, dtype=np.float64),
+        deviations=numeric.std(axis=0, dtype=np.float64),
+        with_missing=np.isnan(numeric).any(axis=0),
+        categories=sizes,
+        outputs=labels.max() + 1,
+    )
+    assert model.output_shape == (None, 3) and model.to_json()
+
+
 def test_mistakes():
     for options, said in (
         ({"name": "cnn"}, "one of mlp, tabular_resnet"),

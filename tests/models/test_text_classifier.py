@@ -79,6 +79,13 @@ def test_saved_models_load_in_plain_keras(tmp_path, run_fresh):
         np.testing.assert_allclose(found, expected[name], atol=2e-3)
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_sizes_may_be_numpys(name):
+    ids = tokens()
+    model = build(name, classes=np.int64(3), vocabulary=ids.max() + 1, length=np.int32(8))
+    assert model.output_shape == (None, 3)
+
+
 def test_what_cannot_be_built_says_why():
     with pytest.raises(ValueError, match="Received: 0, 50 and 8"):
         build("lstm", classes=0)

@@ -50,4 +50,4 @@ def build(
     """
     if name not in MODELS:
         raise UserError(f"model: expected one of {', '.join(MODELS)}. Received: {name!r}")
-    return MODELS[name](classes=classes, input_shape=tuple(input_shape), name=name, **options)
+    return MODELS[name](classes=classes, input_shape=input_shape, name=name, **options)

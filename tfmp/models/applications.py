@@ -72,7 +72,7 @@ def application(
     Raises:
         ValueError: A shape or an option that can't be, or weights that can't be downloaded.
     """
-    parts.check(classes, input_shape)
+    classes, input_shape = parts.check(classes, input_shape)
     if input_shape[2] not in (1, 3):
         raise UserError(
             f"input_shape: expected images of 1 or 3 channels, for {name}. Received: {input_shape}"

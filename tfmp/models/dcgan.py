@@ -49,6 +49,7 @@ def generator(
     Raises:
         ValueError: A shape that can't be.
     """
+    _, image_shape = parts.check(1, image_shape)
     doublings = _doublings(image_shape)
     rows, columns = (side >> doublings for side in image_shape[:2])
     features = width << (doublings - 1)
@@ -101,6 +102,7 @@ def discriminator(
     Raises:
         ValueError: A shape that can't be.
     """
+    _, image_shape = parts.check(1, image_shape)
     inputs = keras.Input(image_shape, name="images")
     x = layers.Rescaling(1 / 127.5, -1.0, dtype="float32", name="normalize")(inputs)
     for index in range(1, _doublings(image_shape) + 1):
@@ -129,7 +131,6 @@ def _initial(seed, name):
 
 def _doublings(image_shape) -> int:
     """How often the size doubles: from about 4 pixels, or 7, and twice at least."""
-    parts.check(1, image_shape)
     shorter = min(image_shape[:2])
     if any(side % 4 for side in image_shape[:2]):
         raise UserError(

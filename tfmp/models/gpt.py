@@ -22,6 +22,7 @@ import keras
 from keras import layers
 
 from tfmp.errors import UserError
+from tfmp.models import parts
 from tfmp.models.blocks import Blocks
 
 
@@ -56,6 +57,7 @@ def gpt(
     Raises:
         ValueError: A size or a rate that can't be.
     """
+    vocabulary, context = parts.whole(vocabulary), parts.whole(context)
     if vocabulary < 2 or context < 1:
         raise UserError(
             "vocabulary and context: expected 2 tokens or more, and 1 or more. Received: "

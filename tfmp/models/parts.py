@@ -1,7 +1,8 @@
 """What the builders share: checks, normalized inputs, and seeds by name."""
 
+import numbers
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from keras import layers, ops
 
@@ -18,20 +19,31 @@ GENERIC_STD = 0.226
 LIMIT = 100.0
 
 
-def check(classes: int, input_shape: tuple[int, int, int]) -> None:
+def check(classes: int, input_shape: tuple[int, int, int]) -> tuple[int, tuple[int, int, int]]:
     """Raises a `UserError` unless there can be a classifier of such images.
 
     Args:
         classes: Number of logits.
         input_shape: (height, width, channels) of an image, in pixels.
+
+    Returns:
+        Both, by Python's own integers and in a tuple.
     """
-    if classes < 1:
-        raise UserError(f"classes: expected 1 or more. Received: {classes}")
-    if len(input_shape) != 3 or not all(isinstance(n, int) and n > 0 for n in input_shape):
+    count = whole(classes)
+    if not isinstance(count, int) or count < 1:
+        raise UserError(f"classes: expected 1 or more, an integer. Received: {classes!r}")
+    shape = tuple(map(whole, input_shape)) if isinstance(input_shape, Iterable) else ()
+    if len(shape) != 3 or not all(isinstance(n, int) and n > 0 for n in shape):
         raise UserError(
             "input_shape: expected (height, width, channels), three positive integers without "
             f"the batch. Received: {input_shape}"
         )
+    return count, shape
+
+
+def whole(number):
+    """Any integer, such as numpy's, as Python's own, which Keras' layers want; others as it is."""
+    return int(number) if isinstance(number, numbers.Integral) else number
 
 
 def normalize(images):

@@ -61,7 +61,7 @@ def resnet(
     Raises:
         ValueError: A shape, a number of classes, a block or a stem that can't be.
     """
-    parts.check(classes, input_shape)
+    classes, input_shape = parts.check(classes, input_shape)
     _check(block, depths, widths, stem)
     if stem == "auto":
         stem = "small" if min(input_shape[:2]) <= SMALL_IMAGE else "imagenet"

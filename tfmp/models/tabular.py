@@ -74,14 +74,15 @@ def build(
             "Expected as many means as deviations above 0 and marks of missing values. Received: "
             f"{means}, {deviations} and {with_missing}."
         )
-    if not means and not categories:
+    outputs = parts.whole(outputs)
+    if not len(means) and not len(categories):
         raise UserError("Expected a numeric or a categorical column. Received: none.")
     make = _Layers(width, dropout, seed)
     inputs, found = {}, []
-    if means:
+    if len(means):
         inputs["numeric"] = keras.Input((len(means),), name="numeric")
         found += _numbers(inputs["numeric"], means, deviations, with_missing)
-    if categories:
+    if len(categories):
         inputs["categorical"] = keras.Input((len(categories),), dtype="int32", name="categorical")
         found.append(_embedded(make, inputs["categorical"], categories, embedding_size))
     x = layers.Concatenate(name="features")(found) if len(found) > 1 else found[0]

@@ -56,6 +56,7 @@ def encoder(
     Raises:
         ValueError: A size or a rate that can't be.
     """
+    classes, vocabulary, length = map(parts.whole, (classes, vocabulary, length))
     tokens, seen = _input(classes, vocabulary, length)
     blocks = Blocks(width, depth, heads, dropout, seed)
     embedding = layers.Embedding(
@@ -93,6 +94,7 @@ def lstm(
     Raises:
         ValueError: A size or a rate that can't be.
     """
+    classes, vocabulary, length = map(parts.whole, (classes, vocabulary, length))
     tokens, seen = _input(classes, vocabulary, length)
     blocks = Blocks(width, 1, 1, dropout, seed)
     x = layers.Embedding(

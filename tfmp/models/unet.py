@@ -64,7 +64,7 @@ def unet(
     Raises:
         ValueError: A shape, a size or a way of upsampling that can't be.
     """
-    parts.check(classes, input_shape)
+    classes, input_shape = parts.check(classes, input_shape)
     _check(filters, depth, input_shape, upsampling)
     net = _Layers(seed)
     images = keras.Input(input_shape, name="images")

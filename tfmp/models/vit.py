@@ -88,7 +88,7 @@ def vit(
     Raises:
         ValueError: A shape, a size or a rate that can't be.
     """
-    parts.check(classes, input_shape)
+    classes, input_shape = parts.check(classes, input_shape)
     _check(width, heads, pool, dropout, stochastic_depth)
     side = _patch_size(input_shape, patch_size)
     make = _Layers(width, heads, dropout, seed)
