@@ -148,6 +148,13 @@ def test_stride_two_pads_both_sides():
     assert forward.shape[1:3] == (5, 5)
 
 
+def test_a_model_may_hold_two_of_a_kind_by_names_of_their_own():
+    images = keras.Input((8, 8, 1))
+    logits = [small(name=name)(images) for name in ("one", "other")]
+    both = keras.Model(images, keras.layers.Average(dtype="float32")(logits))
+    assert np.shape(both(digits())) == (4, 10)
+
+
 def test_a_seed_gives_the_same_weights_and_layers_differ():
     first, second, other = small(seed=3), small(seed=3), small(seed=4)
     for a, b in zip(first.get_weights(), second.get_weights(), strict=True):

@@ -26,6 +26,7 @@ MODELS: dict[str, Callable[..., keras.Model]] = {
 
 def build(
     name: str,
+    /,
     *,
     classes: int,
     input_shape: tuple[int, int, int],
@@ -34,10 +35,11 @@ def build(
     """Builds a model by its name, under the global policy.
 
     Args:
-        name: A key of `MODELS`.
+        name: A key of `MODELS`; the first argument, without a keyword.
         classes: Number of logits.
         input_shape: (height, width, channels) of an image, in pixels.
-        **options: What else the builder takes, such as `seed`; see `tfmp.models.resnet.resnet`,
+        **options: What else the builder takes, such as `seed`, or the model's own `name`, of which
+            another model can hold but one; by default the same. See `tfmp.models.resnet.resnet`,
             `tfmp.models.vit.vit`, `tfmp.models.unet.unet` and
             `tfmp.models.applications.application`.
 
@@ -50,4 +52,4 @@ def build(
     """
     if name not in MODELS:
         raise UserError(f"model: expected one of {', '.join(MODELS)}. Received: {name!r}")
-    return MODELS[name](classes=classes, input_shape=input_shape, name=name, **options)
+    return MODELS[name](classes=classes, input_shape=input_shape, **{"name": name, **options})
