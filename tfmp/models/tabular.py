@@ -75,6 +75,11 @@ def build(
             f"{means}, {deviations} and {with_missing}."
         )
     outputs = parts.whole(outputs)
+    if min(outputs, embedding_size, width) < 1 or not 0 <= dropout < 1:
+        raise UserError(
+            "outputs, embedding_size and width: expected 1 or more, and dropout from 0 to below 1. "
+            f"Received: {outputs}, {embedding_size}, {width} and {dropout}"
+        )
     if not len(means) and not len(categories):
         raise UserError("Expected a numeric or a categorical column. Received: none.")
     make = _Layers(width, dropout, seed)
