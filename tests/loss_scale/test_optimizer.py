@@ -208,3 +208,27 @@ def test_any_optimizer_can_be_asked(weight):
     assert loss_scale.is_dynamic(KERAS_OWN(keras.optimizers.SGD()))
     assert loss_scale.is_dynamic(tfmp.LossScaleOptimizer(plain))
     assert not loss_scale.is_dynamic(tfmp.LossScaleOptimizer(plain, static_scale=1.0))
+
+
+def test_a_schedule_is_computed_once_a_step_however_many_weights_decay(way):
+    calls = []
+
+    class Counted(keras.optimizers.schedules.CosineDecay):
+        def __call__(self, step):
+            calls.append(step)
+            return super().__call__(step)
+
+    variables = [keras.Variable([1.0, 2.0]) for _ in range(3)]
+    adamw = keras.optimizers.AdamW(Counted(0.1, 10), weight_decay=0.1)
+    optimizer = tfmp.LossScaleOptimizer(adamw, static_scale=1.0)
+    optimizer.build(variables)
+
+    @way
+    def step():
+        optimizer.apply([tf.ones(2)] * 3, variables)
+
+    step()
+    assert len(calls) == 1
+    after_one = float(adamw.learning_rate)  # and it falls from step to step as before
+    step()
+    assert float(adamw.learning_rate) < after_one < 0.1

@@ -1,5 +1,6 @@
 """An optimizer that scales the loss, and that no replica can break."""
 
+import contextlib
 import inspect
 
 import keras
@@ -220,13 +221,13 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         # In an XLA program on a GPU the host would wait at the condition for all that is before
         # it, and launch nothing ahead; choosing between both outcomes costs no more than a read.
         state = [*variables, *self.variables]
-        before = [tf.convert_to_tensor(v) for v in state]
+        before = {id(v): tf.convert_to_tensor(v) for v in state}
+        own = [self.step_counter, self.dynamic_scale, *(getattr(self, x) for x in COUNTERS)]
+        self._on_overflow()  # of all the state it changes these alone
+        skipped = before | {id(v): tf.convert_to_tensor(v) for v in own}
+        _assign(own, [before[id(v)] for v in own])
         self._on_finite(grads, variables)
-        applied = [tf.convert_to_tensor(v) for v in state]
-        _assign(state, before)
-        self._on_overflow()
-        skipped = [tf.convert_to_tensor(v) for v in state]
-        _assign(state, [tf.where(finite, a, b) for a, b in zip(applied, skipped, strict=True)])
+        _assign(state, [tf.where(finite, tf.convert_to_tensor(v), skipped[id(v)]) for v in state])
 
     def _on_finite(self, grads, variables):
         scale = tf.convert_to_tensor(self.dynamic_scale)
@@ -236,7 +237,8 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
             else keras.ops.divide(g, scale)
             for g, v in zip(grads, variables, strict=True)
         ]
-        self.inner_optimizer.apply(unscaled, variables)
+        with _learning_rate_once(self.inner_optimizer):
+            self.inner_optimizer.apply(unscaled, variables)
         self.consecutive_skips.assign(0)
         good = self.step_counter + 1
         if self.static_scale is not None:
@@ -302,6 +304,22 @@ def scale(optimizer):
     if not optimizer.built:
         return optimizer.initial_scale
     return tf.convert_to_tensor(optimizer.dynamic_scale)
+
+
+@contextlib.contextmanager
+def _learning_rate_once(optimizer):
+    """A context in which a schedule is computed once, not again for each weight that decays.
+
+    Of an EfficientNetV2-S with AdamW those were 173 conditions, with functions of their own for
+    TensorFlow to trace and XLA to compile.
+    """
+    if isinstance(optimizer._learning_rate, keras.optimizers.schedules.LearningRateSchedule):
+        rate = optimizer.learning_rate
+        optimizer.__dict__["_get_current_learning_rate"] = lambda: rate
+    try:
+        yield
+    finally:
+        optimizer.__dict__.pop("_get_current_learning_rate", None)
 
 
 def skipped_steps(optimizer):
