@@ -92,7 +92,7 @@ def test_growth_never_passes_the_ceiling(steps, weight):
     assert found[:9] == [2.0**n for n in range(16, 25)]
 
 
-def test_counters_by_hand(steps, weight):
+def test_counters_by_hand(steps, weight, way):
     optimizer = tfmp.LossScaleOptimizer(keras.optimizers.SGD(1.0))
     expected = {
         "skipped_steps": [0, 1, 1, 2, 3, 3],
@@ -102,7 +102,7 @@ def test_counters_by_hand(steps, weight):
         "iterations": [1, 1, 2, 2, 2, 3],
     }
     found = {name: [] for name in expected}
-    for number, taken in enumerate(steps(optimizer, weight, ".x.xn."), 1):
+    for number, taken in enumerate(steps(optimizer, weight, ".x.xn.", way), 1):
         for name, values in found.items():
             values.append(int(getattr(taken, name).numpy()))
         assert int(loss_scale.steps(taken)) == number
@@ -232,3 +232,38 @@ def test_a_schedule_is_computed_once_a_step_however_many_weights_decay(way):
     after_one = float(adamw.learning_rate)  # and it falls from step to step as before
     step()
     assert float(adamw.learning_rate) < after_one < 0.1
+
+
+class Halved(keras.optimizers.SGD):
+    @property
+    def learning_rate(self):
+        return super().learning_rate * 0.5
+
+
+class Twice(keras.optimizers.SGD):
+    def apply(self, *args):
+        super().apply(*args)
+        super().apply(*args)
+
+
+def patched(schedule):
+    optimizer = keras.optimizers.SGD(schedule)
+    optimizer.__dict__["_get_current_learning_rate"] = lambda: 0.25
+    return optimizer
+
+
+@pytest.mark.parametrize("make", [Halved, Twice, patched])
+def test_a_schedule_in_an_optimizer_of_ones_own_is_left_to_it(make, weight, way):
+    """Three steps of it alone, and within the loss scale."""
+    found = []
+    for scaled in (False, True):
+        weight.assign([1.0, 2.0])
+        optimizer = make(keras.optimizers.schedules.PiecewiseConstantDecay([0], [1.0, 0.1]))
+        if scaled:
+            optimizer = tfmp.LossScaleOptimizer(optimizer, static_scale=1.0)
+        optimizer.build([weight])
+        apply = way(lambda gradient, optimizer=optimizer: optimizer.apply([gradient], [weight]))
+        for _ in range(3):
+            apply(tf.ones(2))
+        found.append(weight.numpy().tolist())
+    assert found[0] == found[1]

@@ -311,7 +311,7 @@ def test_what_cannot_be_built_says_why():
         small(input_shape=(8, 8, 4))
     with pytest.raises(ValueError, match="alpha: expected none for densenet121"):
         small("densenet121", alpha=0.5)
-    with pytest.raises(ValueError, match="classes: expected 1 or more"):
+    with pytest.raises(ValueError, match="classes: expected an integer, 1 or more"):
         small(classes=0)
 
 

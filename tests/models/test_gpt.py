@@ -192,7 +192,13 @@ def test_what_cannot_be_built_says_why():
         ValueError, match=r"heads: expected a divisor of the width, 64. Received: 5"
     ):
         gpt.gpt(width=64, depth=1, heads=5, vocabulary=8, context=8)
-    with pytest.raises(ValueError, match="Received: 1 and 12"):
+    with pytest.raises(
+        ValueError, match=r"vocabulary: expected an integer, 2 or more. Received: 1"
+    ):
         micro(vocabulary=1)
+    with pytest.raises(
+        ValueError, match=r"context: expected an integer, 1 or more. Received: None"
+    ):
+        micro(context=None)
     with pytest.raises(ValueError, match=r"dropout: expected from 0 to below 1. Received: 1"):
         micro(dropout=1)

@@ -141,9 +141,9 @@ def test_mistakes():
         ({"means": (1.0,)}, "as many means"),
         ({"means": (1.0,), "deviations": (0.0,), "with_missing": (True,)}, "above 0"),
         ({}, "a numeric or a categorical column"),
-        ({"categories": (2,), "embedding_size": 0}, "Received: 1, 0, 128 and 0.1"),
-        ({"categories": (2,), "outputs": 0}, "Received: 0, 8, 128 and 0.1"),
-        ({"categories": (2,), "dropout": 1.0}, "Received: 1, 8, 128 and 1.0"),
+        ({"categories": (2,), "embedding_size": 0}, "embedding_size: .* 1 or more. Received: 0"),
+        ({"categories": (2,), "outputs": 2.5}, "outputs: expected an integer"),
+        ({"categories": (2,), "dropout": 1.0}, "dropout: expected 0 to below 1. Received: 1.0"),
     ):
         with pytest.raises(errors.UserError, match=said):
             tabular.build(**{"name": "mlp", **options})

@@ -222,5 +222,5 @@ def test_what_cannot_be_built_says_why():
         micro(pool="max")
     with pytest.raises(ValueError, match=r"below 1. Received: 0.0, 1.0"):
         micro(stochastic_depth=1.0)
-    with pytest.raises(ValueError, match="classes: expected 1 or more"):
+    with pytest.raises(ValueError, match="classes: expected an integer, 1 or more"):
         micro(classes=0)

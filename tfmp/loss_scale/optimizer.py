@@ -310,16 +310,22 @@ def scale(optimizer):
 def _learning_rate_once(optimizer):
     """A context in which a schedule is computed once, not again for each weight that decays.
 
-    Of an EfficientNetV2-S with AdamW those were 173 conditions, with functions of their own for
-    TensorFlow to trace and XLA to compile.
+    Of an EfficientNetV2-S with AdamW those were 171 more conditions, with functions of their own
+    for TensorFlow to trace and XLA to compile. Of Keras' own optimizers only: another may take
+    several steps in an `apply`, or trace a function in it that outlives the step.
     """
-    if isinstance(optimizer._learning_rate, keras.optimizers.schedules.LearningRateSchedule):
-        rate = optimizer.learning_rate
-        optimizer.__dict__["_get_current_learning_rate"] = lambda: rate
+    name = "_get_current_learning_rate"
+    known = type(optimizer).__module__.startswith("keras.") and name not in vars(optimizer)
+    schedule = keras.optimizers.schedules.LearningRateSchedule
+    if not known or not isinstance(optimizer._learning_rate, schedule):
+        yield
+        return
+    rate = optimizer.learning_rate
+    vars(optimizer)[name] = lambda: rate
     try:
         yield
     finally:
-        optimizer.__dict__.pop("_get_current_learning_rate", None)
+        del vars(optimizer)[name]
 
 
 def skipped_steps(optimizer):

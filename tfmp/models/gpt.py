@@ -21,7 +21,6 @@ from collections.abc import Callable
 import keras
 from keras import layers
 
-from tfmp.errors import UserError
 from tfmp.models import parts
 from tfmp.models.blocks import Blocks
 
@@ -57,12 +56,7 @@ def gpt(
     Raises:
         ValueError: A size or a rate that can't be.
     """
-    vocabulary, context = parts.whole(vocabulary), parts.whole(context)
-    if vocabulary < 2 or context < 1:
-        raise UserError(
-            "vocabulary and context: expected 2 tokens or more, and 1 or more. Received: "
-            f"{vocabulary} and {context}"
-        )
+    vocabulary, context = parts.size("vocabulary", vocabulary, 2), parts.size("context", context)
     blocks = Blocks(width, depth, heads, dropout, seed)
     # No int32, which TensorFlow keeps on the host.
     tokens = keras.Input((context,), dtype="int64", name="tokens")

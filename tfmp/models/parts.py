@@ -29,21 +29,31 @@ def check(classes: int, input_shape: tuple[int, int, int]) -> tuple[int, tuple[i
     Returns:
         Both, by Python's own integers and in a tuple.
     """
-    count = whole(classes)
-    if not isinstance(count, int) or count < 1:
-        raise UserError(f"classes: expected 1 or more, an integer. Received: {classes!r}")
-    shape = tuple(map(whole, input_shape)) if isinstance(input_shape, Iterable) else ()
-    if len(shape) != 3 or not all(isinstance(n, int) and n > 0 for n in shape):
+    shape = tuple(input_shape) if isinstance(input_shape, Iterable) else input_shape
+    sides = shape if isinstance(shape, tuple) else ()
+    if len(sides) != 3 or not all(isinstance(n, numbers.Integral) and n > 0 for n in sides):
         raise UserError(
             "input_shape: expected (height, width, channels), three positive integers without "
-            f"the batch. Received: {input_shape}"
+            f"the batch. Received: {shape}"
         )
-    return count, shape
+    height, width, channels = map(int, sides)
+    return size("classes", classes), (height, width, channels)
 
 
-def whole(number):
-    """Any integer, such as numpy's, as Python's own, which Keras' layers want; others as it is."""
-    return int(number) if isinstance(number, numbers.Integral) else number
+def size(name: str, number: int, least: int = 1) -> int:
+    """Any integer, such as numpy's, as Python's own, which Keras' layers want.
+
+    Args:
+        name: What it is the size of, for the message.
+        number: The integer.
+        least: The smallest that can be.
+
+    Raises:
+        UserError: It is none, or smaller.
+    """
+    if not isinstance(number, numbers.Integral) or number < least:
+        raise UserError(f"{name}: expected an integer, {least} or more. Received: {number!r}")
+    return int(number)
 
 
 def normalize(images):

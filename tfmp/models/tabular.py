@@ -74,12 +74,10 @@ def build(
             "Expected as many means as deviations above 0 and marks of missing values. Received: "
             f"{means}, {deviations} and {with_missing}."
         )
-    outputs = parts.whole(outputs)
-    if min(outputs, embedding_size, width) < 1 or not 0 <= dropout < 1:
-        raise UserError(
-            "outputs, embedding_size and width: expected 1 or more, and dropout from 0 to below 1. "
-            f"Received: {outputs}, {embedding_size}, {width} and {dropout}"
-        )
+    outputs, width = parts.size("outputs", outputs), parts.size("width", width)
+    embedding_size = parts.size("embedding_size", embedding_size)
+    if not 0 <= dropout < 1:
+        raise UserError(f"dropout: expected 0 to below 1. Received: {dropout}")
     if not len(means) and not len(categories):
         raise UserError("Expected a numeric or a categorical column. Received: none.")
     make = _Layers(width, dropout, seed)

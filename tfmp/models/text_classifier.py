@@ -19,7 +19,6 @@ from collections.abc import Callable
 import keras
 from keras import layers, ops
 
-from tfmp.errors import UserError
 from tfmp.models import parts
 from tfmp.models.blocks import Blocks
 
@@ -56,8 +55,8 @@ def encoder(
     Raises:
         ValueError: A size or a rate that can't be.
     """
-    classes, vocabulary, length = map(parts.whole, (classes, vocabulary, length))
-    tokens, seen = _input(classes, vocabulary, length)
+    classes, vocabulary, length = _sizes(classes, vocabulary, length)
+    tokens, seen = _input(length)
     blocks = Blocks(width, depth, heads, dropout, seed)
     embedding = layers.Embedding(
         vocabulary, width, embeddings_initializer=blocks.initial("tokens"), name="tokens_embedding"
@@ -94,8 +93,8 @@ def lstm(
     Raises:
         ValueError: A size or a rate that can't be.
     """
-    classes, vocabulary, length = map(parts.whole, (classes, vocabulary, length))
-    tokens, seen = _input(classes, vocabulary, length)
+    classes, vocabulary, length = _sizes(classes, vocabulary, length)
+    tokens, seen = _input(length)
     blocks = Blocks(width, 1, 1, dropout, seed)
     x = layers.Embedding(
         vocabulary, width, embeddings_initializer=blocks.initial("tokens"), name="tokens_embedding"
@@ -118,13 +117,16 @@ def lstm(
     return keras.Model(tokens, _head(x, seen, classes, blocks.initial("head")), name=name)
 
 
-def _input(classes, vocabulary, length):
+def _sizes(classes, vocabulary, length):
+    return (
+        parts.size("classes", classes),
+        parts.size("vocabulary", vocabulary, 2),
+        parts.size("length", length),
+    )
+
+
+def _input(length):
     """Tokens, and which of them are some."""
-    if classes < 1 or vocabulary < 2 or length < 1:
-        raise UserError(
-            "classes, vocabulary and length: expected 1, 2 and 1 or more. Received: "
-            f"{classes}, {vocabulary} and {length}"
-        )
     # No int32, which TensorFlow keeps on the host.
     tokens = keras.Input((length,), dtype="int64", name="tokens")
     return tokens, ops.not_equal(tokens, 0)

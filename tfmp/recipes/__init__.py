@@ -42,7 +42,7 @@ def config_type(name):
 
 
 def default_model(name):
-    """The own default of --model, of a recipe whose step can be timed on synthetic data.
+    """The own default of --model, of a recipe with models to choose and synthetic data.
 
     Raises:
         UserError: No such recipe, or it can't.
@@ -51,8 +51,7 @@ def default_model(name):
     if name not in LARGE_MODELS:
         known = ", ".join(sorted(LARGE_MODELS))
         raise UserError(
-            f"Expected a recipe whose step can be timed on synthetic data: {known}. Received: "
-            f"{name!r}."
+            f"Expected a recipe with a --model and synthetic data: {known}. Received: {name!r}."
         )
     return config.model
 

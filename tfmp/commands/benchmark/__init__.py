@@ -8,6 +8,7 @@ is marked invalid.
 Examples:
     python -m tfmp benchmark --output=before.json
     python -m tfmp benchmark text_classifier --batch_sizes=64
+    python -m tfmp benchmark gan --inputs=device --recipe_flags=--width=64
     python -m tfmp benchmark --compare=before.json
     python -m tfmp benchmark --compare=before.json,after.json
     python -m tfmp benchmark --peer=torch --peer_python=PATH --batch_sizes=128,256

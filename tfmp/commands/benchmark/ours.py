@@ -30,12 +30,7 @@ class RecipeWork(timing.Work):
         source: "device": one batch, which stays on the device; "host": `batches`, as `fit` gets
             them.
         function: Function of an iterator that trains one step and returns logs.
-
-    Attributes:
-        falling: Name of the loss in these logs that falls where a step is repeated.
     """
-
-    falling = "loss"
 
     def __init__(self, classifier, batches, source, function):
         self.classifier = classifier

@@ -120,7 +120,10 @@ def flags(config, case):
         "warmup_epochs": 0,
         "epochs": 100_000,
     }
-    settings = {name: value for name, value in settings.items() if hasattr(config_type, name)}
+    if not recipes.takes_images(config.recipe):
+        del settings["image_size"]
+    if not config.model:
+        del settings["model"]
     if config.recipe == "gan":  # which takes no run without validation
         del settings["validation_fraction"]
     given = {flag.lstrip("-").partition("=")[0] for flag in config.recipe_flags}
