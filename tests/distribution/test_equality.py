@@ -285,6 +285,17 @@ def test_what_keras_optimizers_can_do(strategy, kwargs, scaled):
     compare(strategy, make_model)
 
 
+def test_nadam_within_a_loss_scale(strategy):
+    def make_model(strategy):
+        def optimizer():
+            nadam = keras.optimizers.Nadam(0.01)
+            return nadam if strategy is NONE else tfmp.wrap(nadam, static_scale=1.0)
+
+        return make(strategy, optimizer=optimizer, model=plain)
+
+    compare(strategy, make_model)
+
+
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
 def test_clipping_by_global_norm_sees_the_sum_of_all_replicas(strategy, policy):
     model = make(

@@ -146,6 +146,17 @@ def test_a_bad_step_changes_no_weight_slot_average_or_iterations(inner, where, w
     assert all(np.isfinite(v.numpy()).all() for v in watched)
 
 
+@pytest.mark.parametrize("by_keras", [False, True])
+def test_what_nadam_keeps_in_an_attribute_is_a_part_of_its_state(by_keras, weight, steps, way):
+    inner = keras.optimizers.Nadam(0.1)
+    if by_keras:
+        keras.optimizers.LossScaleOptimizer(inner).build([weight])
+    optimizer = tfmp.LossScaleOptimizer(inner)
+    found = [inner._u_product.numpy() for _ in steps(optimizer, weight, ".x.", way)]
+    assert found[0] == found[1] > found[2]
+    assert sum(v is inner._u_product for v in optimizer.variables) == 1
+
+
 def test_clipping_by_global_norm_sees_unscaled_gradients(weight):
     inner = keras.optimizers.SGD(1.0, global_clipnorm=1.0)
     optimizer = tfmp.LossScaleOptimizer(inner)

@@ -143,6 +143,10 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
             super().build(var_list)
         finally:
             inner.__dict__.pop("build", None)
+        # Keras' own build keeps what the inner one assigns, as Nadam's product, from its state.
+        for value in vars(inner).values():
+            if isinstance(value, keras.Variable) and all(value is not v for v in inner.variables):
+                inner._track_variable(value)
         for counter in COUNTERS:
             first = self.hysteresis if counter == "hysteresis_left" else 0
             initializer = keras.initializers.Constant(first)
