@@ -201,6 +201,18 @@ def test_a_model_saved_before_its_first_step_loads_with_a_fresh_state(tmp_path):
     assert optimizer.iterations.numpy() == 0
 
 
+def test_a_loss_scale_that_accelerate_took_over_is_restored(tmp_path):
+    model = network("mixed_bfloat16")
+    keras_own = keras.optimizers.LossScaleOptimizer(adamw(), initial_scale=32.0)
+    model.compile(keras_own, "mse", jit_compile=False)
+    tfmp.accelerate(model, jit_compile=False).fit(BAD, LABELS, **FIT)
+    model.save(tmp_path / "model.keras")
+    loaded = tfmp.load(tmp_path / "model.keras").optimizer
+    assert type(loaded) is tfmp.LossScaleOptimizer and loaded.skipped_steps.numpy() == 1
+    for a, b in zip(loaded.variables, model.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(a.numpy(), b.numpy(), err_msg=a.path)
+
+
 def test_a_path_of_nothing_is_refused(tmp_path):
     (tmp_path / "text.keras").write_text("no zip")
     (tmp_path / "empty").mkdir()

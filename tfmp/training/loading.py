@@ -121,6 +121,9 @@ def _restore(model, store, file):
         return
     if shapes in unbuilt:
         return  # saved before the first step
+    wrapped = loss_scale.wrap(optimizer)
+    if shapes == _shapes(wrapped.variables):  # as `accelerate` has made it
+        model.optimizer = optimizer = wrapped
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         try:
