@@ -252,6 +252,45 @@ def test_dense_layers_on_sequences(strategy, jit_compile):
     )
 
 
+class OfRows(keras.Model):
+    """Takes ragged rows of numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(10)
+
+    def call(self, inputs):
+        return self.dense(tf.reduce_sum(inputs, 1, keepdims=True))
+
+
+def of_ragged():
+    keras.utils.set_random_seed(0)
+    model = OfRows()
+    model(tf.ones((1, 1)))
+    return model
+
+
+def of_sparse():
+    keras.utils.set_random_seed(0)
+    return keras.Sequential([keras.Input((6,), sparse=True), keras.layers.Dense(10)])
+
+
+# (Of sparse ones TensorFlow itself can't give a replica none.)
+@pytest.mark.parametrize(("kind", "count"), [("ragged", 33), ("ragged", 37), ("sparse", 37)])
+def test_rows_that_are_no_dense_tensors(strategy, kind, count):
+    x, y = np.random.default_rng(0).random((count, 6), np.float32), images(count)[1]
+    if kind == "ragged":
+        x = tf.RaggedTensor.from_tensor(x, lengths=np.arange(count) % 5 + 1)
+    else:
+        x = tf.sparse.from_dense(x * (x > 0.5))
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH)
+    compare(
+        strategy,
+        lambda s: make(s, model={"ragged": of_ragged, "sparse": of_sparse}[kind]),
+        lambda model: model.fit(data, validation_data=data, shuffle=False, verbose=0).history,
+    )
+
+
 # --- optimizers and steps
 
 

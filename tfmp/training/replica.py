@@ -416,6 +416,13 @@ def _filled(data):
     def filled(x):
         if x is None or not x.shape.rank or x.shape[0] is not None:
             return x
+        if isinstance(x, tf.SparseTensor):
+            rows = x.dense_shape[:1] + tf.cast(missing, tf.int64)
+            shape = tf.concat([rows, x.dense_shape[1:]], 0)
+            return tf.SparseTensor(x.indices, x.values, shape)
+        if isinstance(x, tf.RaggedTensor):
+            lengths = tf.pad(x.row_lengths(), [[0, missing]])
+            return tf.RaggedTensor.from_row_lengths(x.values, lengths, validate=False)
         return tf.pad(x, [[0, missing], *[[0, 0]] * (x.shape.rank - 1)])
 
     return keras.tree.map_structure(filled, data)
