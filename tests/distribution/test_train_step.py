@@ -231,3 +231,14 @@ def test_after_an_error_the_replicas_still_train(strategy):
     assert not {"apply", "scale_loss"} & set(vars(model.optimizer))
     fit(tfmp.accelerate(make(strategy), jit_compile=False))
     fit(make(NONE))
+
+
+@pytest.mark.parametrize("reduction", ["sum", None])
+def test_a_loss_that_is_no_mean_is_refused_where_a_batch_has_parts(strategy, reduction):
+    loss = keras.losses.SparseCategoricalCrossentropy(True, reduction=reduction, name="entropy")
+    for place, microbatches in ((strategy, 1), (NONE, 2)):
+        model = make(place, model=lambda: build(batch_norm=False), loss=loss)
+        with pytest.raises(errors.UserError, match=f"entropy with reduction={reduction!r}"):
+            fit(tfmp.accelerate(model, jit_compile=False, microbatches=microbatches), epochs=1)
+    model = make(NONE, model=lambda: build(batch_norm=False), loss=loss)
+    fit(tfmp.accelerate(model, jit_compile=False), epochs=1)

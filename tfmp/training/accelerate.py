@@ -71,7 +71,8 @@ def accelerate(model, *, jit_compile=True, fused_layers=None, microbatches=1, re
     Raises:
         UserError: Also a `ValueError`: `microbatches` is below 1, or `remat` without XLA. In
             `fit`: a layer or a `train_step` that XLA refuses, a model made outside of its
-            strategy's scope, a batch that doesn't divide, a model that `remat` can't cut.
+            strategy's scope, a batch that doesn't divide, a model that `remat` can't cut, or with
+            several replicas or microbatches a loss that is no mean.
     """
     if microbatches < 1:
         raise UserError(f"Expected microbatches of 1 or more. Received: {microbatches}.")

@@ -238,6 +238,7 @@ class ReplicaSteps:
 
     def _recorded_step(self, data, weight):
         watches, logs = self._watched_step(data, weight)
+        _refuse_sums(self.model)
         (watch, *_), model = watches, self.model
         times = sum(len(x.applied) for x in watches)
         if times != 1 or not watch.applied:
@@ -407,6 +408,19 @@ def _weighed(count, x):
 def _count(data):
     """Number of examples: scalar int32, known to XLA when it compiles."""
     return tf.shape(next(x for x in keras.tree.flatten(data) if x is not None))[0]
+
+
+def _refuse_sums(model):
+    """Refuses a loss of `compile` that is no mean: of parts of a batch means are taken alone."""
+    losses = getattr(getattr(model, "_compile_loss", None), "_flat_losses", None) or ()
+    for _, loss, _, name in losses:
+        reduction = getattr(loss, "reduction", "mean")
+        if reduction in ("sum", "none", None):
+            raise UserError(
+                "Expected losses that are means over the batch, where several replicas or "
+                f"microbatches have parts of it. Received: {name} with reduction={reduction!r}. "
+                "Take reduction='sum_over_batch_size', and the learning rate times the batch size."
+            )
 
 
 def _filled(data):
