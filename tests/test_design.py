@@ -190,5 +190,5 @@ def test_a_recipe_without_synthetic_data_is_named_as_such(name):
         assert recipes.default_model(name) == model.default
         assert recipes.large_model(name) in model.metadata["choices"]
     else:
-        with pytest.raises(errors.UserError, match=f"synthetic data.*{name}"):
+        with pytest.raises(errors.UserError, match=f"--model and synthetic data.*{name}"):
             recipes.default_model(name)

@@ -142,6 +142,7 @@ def test_mistakes():
         ({"means": (1.0,), "deviations": (0.0,), "with_missing": (True,)}, "above 0"),
         ({}, "a numeric or a categorical column"),
         ({"categories": (2,), "embedding_size": 0}, "embedding_size: .* 1 or more. Received: 0"),
+        ({"categories": (2,), "outputs": 0}, "outputs: .* 1 or more. Received: 0"),
         ({"categories": (2,), "outputs": 2.5}, "outputs: expected an integer"),
         ({"categories": (2,), "dropout": 1.0}, "dropout: expected 0 to below 1. Received: 1.0"),
     ):

@@ -49,7 +49,7 @@ def generator(
     Raises:
         ValueError: A shape that can't be.
     """
-    _, image_shape = parts.check(1, image_shape)
+    image_shape = parts.image_shape(image_shape)
     latent, width = parts.size("latent", latent), parts.size("width", width)
     doublings = _doublings(image_shape)
     rows, columns = (side >> doublings for side in image_shape[:2])
@@ -103,7 +103,7 @@ def discriminator(
     Raises:
         ValueError: A shape that can't be.
     """
-    _, image_shape = parts.check(1, image_shape)
+    image_shape = parts.image_shape(image_shape)
     width = parts.size("width", width)
     inputs = keras.Input(image_shape, name="images")
     x = layers.Rescaling(1 / 127.5, -1.0, dtype="float32", name="normalize")(inputs)

@@ -29,15 +29,23 @@ def check(classes: int, input_shape: tuple[int, int, int]) -> tuple[int, tuple[i
     Returns:
         Both, by Python's own integers and in a tuple.
     """
-    shape = tuple(input_shape) if isinstance(input_shape, Iterable) else input_shape
-    sides = shape if isinstance(shape, tuple) else ()
+    return size("classes", classes), image_shape(input_shape)
+
+
+def image_shape(input_shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    """The shape of an image, (height, width, channels), in Python's own integers.
+
+    Raises:
+        UserError: It is none.
+    """
+    sides = tuple(input_shape) if isinstance(input_shape, Iterable) else ()
     if len(sides) != 3 or not all(isinstance(n, numbers.Integral) and n > 0 for n in sides):
         raise UserError(
             "input_shape: expected (height, width, channels), three positive integers without "
-            f"the batch. Received: {shape}"
+            f"the batch. Received: {sides or input_shape}"
         )
     height, width, channels = map(int, sides)
-    return size("classes", classes), (height, width, channels)
+    return height, width, channels
 
 
 def size(name: str, number: int, least: int = 1) -> int:

@@ -121,9 +121,8 @@ def _restore(model, store, file):
         return
     if shapes in unbuilt:
         return  # saved before the first step
-    wrapped = loss_scale.wrap(optimizer)
-    if shapes == _shapes(wrapped.variables):  # as `accelerate` has made it
-        model.optimizer = optimizer = wrapped
+    if shapes != _shapes(optimizer.variables):  # as `accelerate` has made it of Keras' own
+        model.optimizer = optimizer = loss_scale.wrap(optimizer)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         try:
