@@ -405,7 +405,7 @@ def test_a_small_measurement_as_a_user_starts_it(tmp_path):
 
 
 def test_a_recipe_of_two_networks():
-    """Its arithmetic is that of both, and the loss that falls the discriminator's."""
+    """Its arithmetic is that of both, and its loss, the generator's, need not fall."""
     words = ["gan", "--image_size=8", "--batch_sizes=32", "--policies=mixed_float16"]
     words += ["--inputs=device", "--steps=20", "--windows=1", "--repeats=1"]
     config = benchmark.complete(cli.parse(benchmark.Config, words))
@@ -413,7 +413,8 @@ def test_a_recipe_of_two_networks():
     ((case, flags),) = [(case, session.flags(config, case)) for case in session._cases(config)]
     answer = ours.measure(session.spec(config, case, flags))
     first, last = answer["loss"]
-    assert 0.5 < last < first == pytest.approx(2 * math.log(2), abs=0.1)
+    assert first == pytest.approx(math.log(2), abs=0.1) and last != first
+    assert not any("loss" in problem for problem in answer["problems"])
     # By hand: a dense layer and two 4x4 convolutions, with strides of 2, each.
     generator = 64 * 256 + 2 * 2 * 16 * 64 * 32 + 4 * 4 * 16 * 32 * 3
     discriminator = 4 * 4 * 16 * 3 * 32 + 2 * 2 * 16 * 32 * 64 + 256
@@ -465,9 +466,7 @@ def test_several_replicas_get_labels_that_tensorflow_does_not_keep_on_the_host(p
     batches = prepared[1].train(8, seed=0)
     for source in ("device", "host"):
         work = ours.RecipeWork(
-            types.SimpleNamespace(
-                distribute_strategy=strategy, steps_per_execution=1, falling="loss"
-            ),
+            types.SimpleNamespace(distribute_strategy=strategy, steps_per_execution=1, falls=True),
             batches,
             source,
             None,

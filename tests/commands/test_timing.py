@@ -113,6 +113,14 @@ def test_the_loss_has_to_be_finite_and_to_fall(losses, said):
     assert said in problems(losses=losses)
 
 
+def test_the_loss_of_a_game_need_not_fall_but_has_to_be_finite():
+    class Game(Fake):
+        falls = False
+
+    assert problems(Game, losses=(1.63, 1.92)) == ""
+    assert "not finite" in problems(Game, losses=(1.63, float("nan")))
+
+
 def test_steps_that_the_device_did_not_do_are_found():
     class Lazy(Fake):
         def count(self):

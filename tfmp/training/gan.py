@@ -41,7 +41,7 @@ class GanLearner(Learner):
 
     monitor = "frechet"
     monitor_mode = "min"
-    falling = "discriminator_loss"
+    falls = False  # what one network gains, the other loses
 
     def __init__(self, model, discriminator, discriminator_optimizer, judge, *, seed=0):
         super().__init__(model, seed=seed, name="gan")

@@ -27,12 +27,12 @@ class Learner(keras.Model):
         monitor: Name of the metric, or derived figure, that early stopping and the best epoch go
             by.
         monitor_mode: Whether the best of it is its largest or its smallest value.
-        falling: Name of the loss in a training step's logs that falls where it is repeated.
+        falls: Whether the loss of a batch falls where training repeats it.
     """
 
     monitor: ClassVar[str] = "loss"
     monitor_mode: ClassVar[Literal["max", "min"]] = "min"
-    falling: ClassVar[str] = "loss"
+    falls: ClassVar[bool] = True
 
     def __init__(self, model, *, seed=0, name="learner"):
         # Or Keras would cast the features to the policy's dtype on their way to the model.

@@ -170,7 +170,6 @@ class FunctionWork(ours.RecipeWork):
 
     def __init__(self, fitted, data, function):
         self.classifier = fitted
-        self.falling = "loss"
         self._function = function
         self._iterator = self._repeated = itertools.repeat(data)
 

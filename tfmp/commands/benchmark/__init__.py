@@ -2,8 +2,8 @@
 
 Every measurement is a process of its own, which makes the recipe as the recipe itself does and
 calls the training function that `fit` would call. Compiling, warm-up and reading the loss are
-outside of the timed windows; a row whose windows were not waited for, or whose loss did not fall,
-is marked invalid.
+outside of the timed windows; a row whose windows were not waited for, or whose loss did not fall
+(a GAN's need not), is marked invalid.
 
 Examples:
     python -m tfmp benchmark --output=before.json

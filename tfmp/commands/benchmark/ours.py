@@ -34,7 +34,7 @@ class RecipeWork(timing.Work):
 
     def __init__(self, classifier, batches, source, function):
         self.classifier = classifier
-        self.falling = classifier.falling
+        self.falls = classifier.falls
         self.steps_per_call = classifier.steps_per_execution
         self._function = function
         if source == "device":
@@ -67,7 +67,7 @@ class RecipeWork(timing.Work):
         for _ in range(steps // self.steps_per_call - 1):
             self._function(self._repeated)
         self.classifier.reset_metrics()
-        return float(self._function(self._repeated)[self.falling])
+        return float(self._function(self._repeated)["loss"])
 
 
 def measure(spec):
