@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import tfmp
 from tfmp import cli, data, errors, files
 from tfmp.metrics.frechet import frechet_distance
 from tfmp.recipes import gan
@@ -51,6 +52,7 @@ def test_stopped_in_an_epoch_and_resumed_it_is_the_same_run(tmp_path, stopped_be
     generator = keras.saving.load_model(tmp_path / "part" / "model.keras")
     images = generator.predict(np.zeros((2, 8), np.float32), verbose=0)
     assert images.shape == (2, 8, 8, 1) and images.dtype == np.float32
+    assert tfmp.load(tmp_path / "part").loss is None
     assert "val_frechet" in whole["best"] and "test_frechet" in whole["final"]
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from sklearn import linear_model, pipeline, preprocessing
 
+import tfmp
 from tfmp import cli, errors, files
 from tfmp.commands import report
 from tfmp.data import tables
@@ -165,7 +166,7 @@ def test_epochs_lost_to_a_falling_scale_do_not_end_the_run(tmp_path):
     report.run(cli.parse(report.Config, [str(tmp_path / "run")]))
 
 
-def test_a_regression_without_xla_in_the_targets_unit(tmp_path, capsys):
+def test_a_regression_without_xla_in_the_targets_unit(tmp_path, capsys, run_fresh):
     results = run(
         tmp_path / "run",
         *["--dataset=diabetes", "--model=tabular_resnet", "--epochs=6", "--jit_compile=false"],
@@ -182,6 +183,11 @@ def test_a_regression_without_xla_in_the_targets_unit(tmp_path, capsys):
     error = model.predict(features, verbose=0)[:, 0] - labels
     assert np.sqrt(np.mean(error**2)) == pytest.approx(final["test_rmse"], rel=1e-4)
     assert "88 test rows of 9 numeric, 1 categorical" in capsys.readouterr().out
+    loaded = tfmp.load(tmp_path / "run")
+    squared = loaded.evaluate(features, labels, verbose=0)
+    error = loaded.predict(features, verbose=0)[:, 0] - labels
+    assert squared == pytest.approx(np.mean(error**2) / loaded.loss.deviation**2, rel=1e-4)
+    run_fresh("-c", "import tfmp; tfmp.load('run').loss.deviation", cwd=tmp_path)
 
 
 def test_weights_of_other_columns_are_refused(trained, flags, tmp_path):

@@ -18,7 +18,7 @@ def quick(workdir, *flags):
     return unet.run(cli.parse(unet.Config, [*QUICK, f"--workdir={workdir}", *flags]))
 
 
-def test_options_reach_the_run_and_the_results(tmp_path, monkeypatch):
+def test_options_reach_the_run_and_the_results(tmp_path, monkeypatch, run_fresh):
     monkeypatch.setattr(canvases, "CANVASES", {"train": 64, "validation": 16, "test": 16})
     flags = ["--upsampling=bilinear", "--dice=0.5", "--augmentation=crop_flip", "--warmup_epochs=0"]
     results = quick(tmp_path / "run", *flags)
@@ -29,6 +29,7 @@ def test_options_reach_the_run_and_the_results(tmp_path, monkeypatch):
     assert results["data"]["name"] == "digit_canvases"
     model = keras.saving.load_model(tmp_path / "run" / "model.keras")
     assert not any("Transpose" in type(layer).__name__ for layer in model.layers)
+    run_fresh("-c", "import tfmp; assert tfmp.load('run').loss.dice == 0.5", cwd=tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from tfmp import policies
 from tfmp.errors import UserError
 from tfmp.training import (
     Classifier,
+    Learner,
     TrainingConfig,
     compile_learner,
     fit,
@@ -272,7 +273,9 @@ def remove_description(folder):
 
 def describe_another_model(folder):
     model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Dense(3)])
-    loading.describe(model, keras.optimizers.SGD(), folder)
+    learner = Learner(model)
+    learner.compile(keras.optimizers.SGD())
+    loading.describe(learner, folder)
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,10 @@ class Classifier(Learner):
             from_logits=True, reduction="mean_with_sample_weight"
         )
 
+    def make_plain_loss(self):
+        """Cross entropy of integer labels."""
+        return super().make_loss()
+
     def make_metrics(self):
         """Accuracy and, above 10 classes, top-5 accuracy."""
         metrics = [keras.metrics.CategoricalAccuracy(name="accuracy")]

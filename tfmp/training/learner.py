@@ -91,6 +91,10 @@ class Learner(keras.Model):
             from_logits=True, reduction="mean_with_sample_weight"
         )
 
+    def make_plain_loss(self):
+        """As `make_loss`, of labels as the data have them: `tfmp.load` compiles the model by it."""
+        return self.make_loss()
+
     def make_metrics(self):
         """List of Keras metrics, new ones each time; by default none but the loss."""
         return []

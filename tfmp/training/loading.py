@@ -12,7 +12,11 @@ import tensorflow as tf
 
 from tfmp import files, loss_scale
 from tfmp.errors import UserError
-from tfmp.training import optimizers
+from tfmp.training import (
+    optimizers,
+    segmentation,  # noqa: F401, for its loss, which Keras finds by name
+    tables,  # noqa: F401, for its loss
+)
 
 DESCRIPTION = "model.json"
 
@@ -29,8 +33,9 @@ def load(path):
             `model.keras` holds no training state.) Under a strategy: call it in the scope.
 
     Returns:
-        A Keras model, compiled unless the file's was not. A run's is compiled for integer labels,
-        without what the run's step did to images and labels. Every layer has its precision, the
+        A Keras model, compiled unless the file's was not. A run's has the run's loss, of labels as
+        its data have them, without what its step did to images and labels; the generator of a GAN,
+        whose step has losses of its own, has none. Every layer has its precision, the
         optimizer its state. Keras' files hold neither the model's own `dtype_policy`, which
         computes nothing, nor the seed state of layers such as Dropout; a run's checkpoint has
         the latter.
@@ -49,15 +54,18 @@ def load(path):
         raise UserError(f"Can't load {path}: it is damaged or no model ({error}).") from error
 
 
-def describe(model, optimizer, folder):
+def describe(learner, folder):
     """Writes what `load` needs beside the checkpoints of a run.
 
     Args:
-        model: Built Keras model.
-        optimizer: Its Keras optimizer.
+        learner: Compiled `tfmp.training.Learner`.
         folder: Path of the run's folder.
     """
-    parts = {"model": model, "optimizer": optimizer}
+    parts = {
+        "model": learner.model,
+        "optimizer": learner.optimizer,
+        "loss": learner.make_plain_loss(),
+    }
     described = {k: keras.saving.serialize_keras_object(part) for k, part in parts.items()}
     files.write_json(folder / DESCRIPTION, described)
 
@@ -76,12 +84,10 @@ def _load_run(folder):
     model = keras.saving.deserialize_keras_object(described["model"])
     optimizer = keras.saving.deserialize_keras_object(described["optimizer"])
     optimizers.exclude_from_weight_decay(loss_scale.inner(optimizer), model)
-    model.compile(
-        optimizer=optimizer,
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
-        auto_scale_loss=False,
-    )
+    loss = keras.saving.deserialize_keras_object(described["loss"])
+    classes = isinstance(loss, keras.losses.SparseCategoricalCrossentropy)
+    metrics = ["accuracy"] if classes else None
+    model.compile(optimizer=optimizer, loss=loss, metrics=metrics, auto_scale_loss=False)
     optimizer.build(model.trainable_variables)
     state = tf.train.Checkpoint(
         model=[v.value for v in model.variables],

@@ -151,7 +151,7 @@ def describe(learner, data, config, workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         files.write_json(workdir / "config.json", dataclasses.asdict(config))
         same_data.describe(data, workdir)
-        loading.describe(learner.model, learner.optimizer, workdir)
+        loading.describe(learner, workdir)
     except OSError as error:
         raise UserError(f"Can't use --workdir={workdir}: {error}.") from None
 

@@ -63,6 +63,7 @@ class Segmenter(Learner):
         ]
 
 
+@keras.saving.register_keras_serializable(package="tfmp")
 class PixelLoss(keras.losses.Loss):
     """Cross entropy of each pixel plus `dice` times the Dice loss of its image, in float32.
 
@@ -98,6 +99,10 @@ class PixelLoss(keras.losses.Loss):
         found = (2 * common + self.SMOOTH) / (sizes + self.SMOOTH)
         missed = 1 - tf.reduce_mean(found, axis=-1)
         return losses + self.dice * missed[:, None, None]
+
+    def get_config(self):
+        """What the loss is made of."""
+        return {"dice": self.dice}
 
 
 class _OfConfusion(keras.metrics.Metric):

@@ -94,6 +94,7 @@ class TableRegressor(TableLearner):
         ]
 
 
+@keras.saving.register_keras_serializable(package="tfmp")
 class StandardizedSquaredError(keras.losses.Loss):
     """Mean squared error in squared deviations of the target, a weighted mean.
 
@@ -106,8 +107,13 @@ class StandardizedSquaredError(keras.losses.Loss):
         self.deviation = deviation
 
     def call(self, y_true, y_pred):
-        """The squared error of each example, [batch]."""
-        return ops.mean(ops.square((y_true - y_pred) / self.deviation), axis=-1)
+        """The squared error of each example, [batch]; either argument is [batch, 1] or [batch]."""
+        y_true, y_pred = (ops.reshape(y, (-1,)) for y in (y_true, y_pred))
+        return ops.square((y_true - y_pred) / self.deviation)
+
+    def get_config(self):
+        """What the loss is made of."""
+        return {"deviation": self.deviation}
 
 
 class R2Score(keras.metrics.Metric):
