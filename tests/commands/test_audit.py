@@ -208,9 +208,12 @@ def test_classes_of_its_own_are_named(tmp_path, monkeypatch, in_process):
     (tmp_path / "theirs.py").write_text(OWN)
     space: dict = {}
     exec(compile(OWN, "theirs", "exec"), space)
-    tfmp.compile(network(space["Twice"]()), "sgd", loss="mse").save("own.keras")
+    inputs = keras.Input((4,))
+    with policies.scope("mixed_float16"):
+        model = keras.Model(inputs, keras.layers.Dense(1)(space["Twice"]()(inputs)))
+    tfmp.compile(model, "sgd", loss="mse").save("own.keras")
     keras.saving.get_custom_objects().pop("theirs>Twice")
-    said = r"theirs>Twice\): name the modules .* --modules"
+    said = r"its own \(theirs>Twice\): name the modules .* --modules"
     with pytest.raises(errors.UserError, match=said) as raised:
         run("own.keras")
     assert "\n" not in str(raised.value)

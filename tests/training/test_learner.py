@@ -163,6 +163,16 @@ def test_the_model_saves_in_plain_keras(make_classifier, digits, tmp_path):
     np.testing.assert_array_equal(loaded(images), classifier.model(images))
 
 
+class Summed(keras.losses.Loss):
+    """A loss of each number, where one of each example is what weights would go with."""
+
+    def __init__(self):
+        super().__init__(reduction="mean_with_sample_weight")
+
+    def call(self, y_true, y_pred):
+        return keras.ops.square(y_true - y_pred)
+
+
 class Vectors(Learner):
     """Several numbers of an example, by a loss and metrics of Keras' own."""
 
@@ -199,9 +209,13 @@ def test_padding_does_not_count_where_targets_are_vectors(batch_size):
         ({"make_loss": lambda self: keras.losses.MeanSquaredError()}, "sum_over_batch_size"),
         ({"monitor": "psnr"}, "loss, MeanAbsoluteError, RootMeanSquaredError, half. Received: p"),
         ({"monitor": "half"}, None),
+        (
+            {"make_loss": lambda self: Summed()},
+            r"\[batch\] of \[batch, 3\], .*\[batch, 3\] of Summed",
+        ),
     ],
 )
-def test_a_loss_that_counts_padding_and_an_unknown_monitor_are_refused(attributes, said):
+def test_a_loss_that_does_not_fit_padding_and_an_unknown_monitor_are_refused(attributes, said):
     attributes |= {"derived": lambda self, means: {"half": means["loss"] / 2}}
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3)])
     learner = type("Mine", (Vectors,), attributes)(model)

@@ -278,6 +278,63 @@ def describe_another_model(folder):
     loading.describe(learner, folder)
 
 
+def without_loss(described):
+    del described["loss"]
+
+
+def with_a_loss_of_theirs(described):
+    described["loss"] = {
+        "module": "theirs",
+        "class_name": "Own",
+        "config": {},
+        "registered_name": "theirs>Own",
+    }
+
+
+@pytest.mark.parametrize("change", [without_loss, with_a_loss_of_theirs])
+def test_a_run_whose_loss_is_not_known_loads_without_one(run, tmp_path, change):
+    folder = shutil.copytree(run[0], tmp_path / "copy")
+    described = json.loads((folder / "model.json").read_text())
+    change(described)
+    (folder / "model.json").write_text(json.dumps(described))
+    with pytest.warns(UserWarning, match="without the run's loss"):
+        model = tfmp.load(folder)
+    assert model.loss is None and int(model.optimizer.iterations) > 0
+
+
+def test_a_loss_that_no_file_can_hold_does_not_end_the_run(run, tmp_path):
+    class Own(keras.losses.Loss):
+        def get_config(self):
+            return {"of": {1, 2}}
+
+    learner = Learner(run[1])
+    learner.optimizer = run[1].optimizer
+    learner.make_loss = Own
+    loading.describe(learner, tmp_path)
+    assert json.loads((tmp_path / "model.json").read_text()).keys() == {"model", "optimizer"}
+
+
+OWN = """
+import keras
+
+@keras.saving.register_keras_serializable("theirs")
+class Twice(keras.layers.Layer):
+    def call(self, x):
+        return 2 * x
+"""
+
+
+def test_a_class_that_was_not_imported_is_named(tmp_path):
+    space: dict = {}
+    exec(compile(OWN, "theirs", "exec"), space)
+    model = keras.Sequential([keras.Input((4,)), space["Twice"](), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    model.save(tmp_path / "own.keras")
+    keras.saving.get_custom_objects().pop("theirs>Twice")
+    with pytest.raises(UserError, match=r"no class 'Twice' is known\. Import the module"):
+        tfmp.load(tmp_path / "own.keras")
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [

@@ -162,7 +162,7 @@ def beta(seed: tf.Tensor, alpha: float) -> tf.Tensor:
         )
     d = alpha + 1 - 1 / 3
     c = 1 / (9 * d) ** 0.5
-    radius, angle, accept, boost = tf.unstack(_uniform([4, 2, GAMMA_PROPOSALS], seed))
+    radius, angle, accept, boost = tf.unstack(uniform([4, 2, GAMMA_PROPOSALS], seed))
     normal = tf.sqrt(-2 * tf.math.log(radius)) * tf.cos(2 * math.pi * angle)
     v = (1 + c * normal) ** 3
     log_v = tf.math.log(tf.maximum(v, 1e-30))
@@ -195,16 +195,24 @@ def label_smoothing(labels_one_hot: tf.Tensor, epsilon: float) -> tf.Tensor:
     return (1 - epsilon) * labels + epsilon / labels_one_hot.shape[-1]
 
 
-def _bits(images, seed):
-    """Random bits for each image: uint32 [batch, 3], for rows, columns and the flip."""
-    return _random_words([tf.shape(images)[0], 3], seed)
+def uniform(shape: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Random numbers in (0, 1], the same with and without XLA, of which the logarithm is finite.
 
+    Args:
+        shape: Of the result: int32 [n], or a list.
+        seed: Int32 or int64 [2].
 
-def _uniform(shape, seed):
-    """Uniform in (0, 1], so that its logarithm is finite: float32."""
+    Returns:
+        Float32 of that shape.
+    """
     # TensorFlow and XLA agree about the words, but make different floats of them.
     mantissas = tf.bitwise.right_shift(_random_words(shape, seed), tf.constant(8, tf.uint32))
     return (tf.cast(mantissas, tf.float32) + 1) * 2**-24
+
+
+def _bits(images, seed):
+    """Random bits for each image: uint32 [batch, 3], for rows, columns and the flip."""
+    return _random_words([tf.shape(images)[0], 3], seed)
 
 
 def _random_words(shape, seed):

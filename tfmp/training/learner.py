@@ -155,8 +155,8 @@ def compile_learner(
         remat: Whether activations are computed once more instead of kept; see `accelerate`.
 
     Raises:
-        UserError: The learner's loss is no weighted mean, or it has no metric of the name that it
-            goes by.
+        UserError: The learner's loss is no weighted mean, or of another shape than weights, or
+            there is no metric of the name that it goes by.
     """
     loss, metrics = learner.make_loss(), learner.make_metrics()
     _check(learner, loss, metrics)
@@ -205,3 +205,21 @@ def _check(learner, loss, metrics):
             f"Expected {type(learner).__name__}.monitor out of {', '.join(names)}. Received: "
             f"{learner.monitor}."
         )
+    shape, outputs = _loss_shape(learner, loss), learner.model.output_shape
+    if not tf.TensorShape(outputs[:-1]).is_compatible_with(shape):
+        raise UserError(
+            f"Expected a loss for each of the outputs' vectors, {_dims(outputs[:-1])} of "
+            f"{_dims(outputs)}, as weights of padding are. Received: {_dims(shape)} of "
+            f"{type(loss).__name__}."
+        )
+
+
+def _loss_shape(learner, loss):
+    """Shape of the losses, before their mean is taken."""
+    compared = learner.target_spec(), keras.KerasTensor(learner.model.output_shape)
+    specs = [tf.TensorSpec(x.shape, x.dtype) for x in compared]
+    return tf.function(loss.call).get_concrete_function(*specs).structured_outputs.shape
+
+
+def _dims(shape):
+    return f"[{', '.join('batch' if x is None else str(x) for x in shape)}]"

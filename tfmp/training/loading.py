@@ -1,7 +1,10 @@
 """`load`: a model with its training state, in a fresh process."""
 
+import contextlib
+import importlib
 import json
 import pathlib
+import re
 import warnings
 import zipfile
 import zlib
@@ -12,11 +15,7 @@ import tensorflow as tf
 
 from tfmp import files, loss_scale
 from tfmp.errors import UserError
-from tfmp.training import (
-    optimizers,
-    segmentation,  # noqa: F401, for its loss, which Keras finds by name
-    tables,  # noqa: F401, for its loss
-)
+from tfmp.training import optimizers
 
 DESCRIPTION = "model.json"
 
@@ -33,23 +32,29 @@ def load(path):
             `model.keras` holds no training state.) Under a strategy: call it in the scope.
 
     Returns:
-        A Keras model, compiled unless the file's was not. A run's has the run's loss, of labels as
-        its data have them, without what its step did to images and labels; the generator of a GAN,
-        whose step has losses of its own, has none. Every layer has its precision, the
-        optimizer its state. Keras' files hold neither the model's own `dtype_policy`, which
-        computes nothing, nor the seed state of layers such as Dropout; a run's checkpoint has
-        the latter.
+        A Keras model, compiled unless the file's was not. A run's has its learner's
+        `make_plain_loss`, the run's loss of labels as its data have them, without what its step did
+        to images and labels, and a classifier's accuracy; it has no loss where the step has losses
+        of its own, as a GAN's, or a user's own loss can't be made again (a warning). Every layer
+        has its precision, the optimizer its state. Keras' files hold neither the model's own
+        `dtype_policy`, which computes nothing, nor the seed state of layers such as Dropout; a
+        run's checkpoint has the latter.
 
     Raises:
-        UserError: There is no such file or run, or the state is of another model.
+        UserError: There is no such file or run, the state is of another model, or a class of the
+            user's own was not imported.
     """
     path = pathlib.Path(path).expanduser()
-    if path.is_dir():
-        return _load_run(path)
-    if path.suffix != ".keras" or not zipfile.is_zipfile(path):
+    if not path.is_dir() and (path.suffix != ".keras" or not zipfile.is_zipfile(path)):
         raise UserError(f"Expected a .keras file or the folder of a run. Received: {path}.")
     try:
-        return _load_file(path)
+        return _load_run(path) if path.is_dir() else _load_file(path)
+    except TypeError as error:
+        missing = re.search(r"Could not locate (\w+ '\w+')", str(error))
+        if not missing:
+            raise
+        said = f"Can't load {path}: no {missing[1]} is known. Import the module that defines it."
+        raise UserError(said) from error
     except (zipfile.BadZipFile, zlib.error, OSError, KeyError) as error:
         raise UserError(f"Can't load {path}: it is damaged or no model ({error}).") from error
 
@@ -61,12 +66,10 @@ def describe(learner, folder):
         learner: Compiled `tfmp.training.Learner`.
         folder: Path of the run's folder.
     """
-    parts = {
-        "model": learner.model,
-        "optimizer": learner.optimizer,
-        "loss": learner.make_plain_loss(),
-    }
+    parts = {"model": learner.model, "optimizer": learner.optimizer}
     described = {k: keras.saving.serialize_keras_object(part) for k, part in parts.items()}
+    with contextlib.suppress(TypeError, ValueError):  # a loss of which no file can be made
+        described["loss"] = keras.saving.serialize_keras_object(learner.make_plain_loss())
     files.write_json(folder / DESCRIPTION, described)
 
 
@@ -81,10 +84,9 @@ def _load_run(folder):
         described = json.loads((folder / DESCRIPTION).read_text())
     except ValueError as error:
         raise UserError(f"Can't load {folder / DESCRIPTION}: it is damaged ({error}).") from error
-    model = keras.saving.deserialize_keras_object(described["model"])
-    optimizer = keras.saving.deserialize_keras_object(described["optimizer"])
+    model, optimizer = (_made(described[part]) for part in ("model", "optimizer"))
+    loss = _loss(described, folder)
     optimizers.exclude_from_weight_decay(loss_scale.inner(optimizer), model)
-    loss = keras.saving.deserialize_keras_object(described["loss"])
     classes = isinstance(loss, keras.losses.SparseCategoricalCrossentropy)
     metrics = ["accuracy"] if classes else None
     model.compile(optimizer=optimizer, loss=loss, metrics=metrics, auto_scale_loss=False)
@@ -108,10 +110,42 @@ def _load_file(file):
         settings = json.loads(archive.read("config.json")).get("compile_config")
         if not settings:
             return model
-        loss_scale.compile(model, **keras.saving.deserialize_keras_object(settings))
+        loss_scale.compile(model, **_made(settings))
         with archive.open("model.weights.h5") as weights, h5py.File(weights, "r") as store:
             _restore(model, store, file)
     return model
+
+
+def _loss(described, folder):
+    """The run's loss; None, with a warning, where it can't be made again."""
+    try:
+        return _made(described["loss"])
+    except (KeyError, TypeError, ValueError) as error:
+        reason = str(error).partition("\n")[0].partition(". ")[0]
+    warnings.warn(
+        f"The model of {folder} is loaded without the run's loss, which is its learner's own or "
+        f"was not written: {reason}.",
+        stacklevel=4,
+    )
+    return None
+
+
+def _made(described):
+    """What Keras makes of a description, in which classes of tfmp may stand."""
+    for module in _own_modules(described):
+        with contextlib.suppress(ImportError):  # Keras says which class there isn't
+            importlib.import_module(module)
+    return keras.saving.deserialize_keras_object(described)
+
+
+def _own_modules(described):
+    if isinstance(described, dict):
+        if str(described.get("module")).startswith("tfmp."):
+            yield described["module"]
+        described = list(described.values())
+    if isinstance(described, list):
+        for part in described:
+            yield from _own_modules(part)
 
 
 def _restore(model, store, file):

@@ -218,9 +218,10 @@ def _policies(config):
 
 
 def _is_own(described):
-    """Whether a class comes from elsewhere than Keras."""
-    module = described.get("module") or ""
-    return bool(described.get("registered_name")) or not module.startswith(("keras", "builtins"))
+    """Whether a class comes from elsewhere than Keras, which names no module of its tensors."""
+    module = described.get("module") or "keras"
+    registered = described.get("registered_name") or ""
+    return ">" in registered or not module.startswith(("keras", "builtins"))
 
 
 def _own_classes(config):
