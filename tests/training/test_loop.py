@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 
 from tfmp import errors, files, hardware
+from tfmp.data import crops
 from tfmp.training import TrainingConfig, fit, loop
 
 BASE = TrainingConfig(epochs=3, warmup_epochs=1, batch_size=256, seed=5)
@@ -246,3 +247,20 @@ def test_out_of_memory_names_a_batch_that_should_fit(monkeypatch, message, batch
     error = loop._out_of_memory(types.SimpleNamespace(message=message), config, model)
     for part in (f"--batch_size={batch} ", "mixed_float16", f"--batch_size={fits}."):
         assert part in str(error)
+
+
+@pytest.mark.parametrize(("kind", "place"), [("png", b"IDAT"), ("jpeg", b"\xff\xc4")])
+def test_an_image_that_is_damaged_behind_its_header(kind, place):
+    encode = {"png": tf.io.encode_png, "jpeg": tf.io.encode_jpeg}[kind]
+    image = bytearray(encode(np.zeros((80, 80, 3), np.uint8)).numpy())
+    begin = image.find(place) + len(place)
+    image[begin : begin + 8] = b"\xff" * 8
+    images = tf.data.Dataset.from_tensors(bytes(image))
+    images = images.map(lambda x: crops.random(x, (72, 72, 3), tf.constant([0, 1], tf.int64)))
+    with (
+        pytest.raises(
+            errors.UserError, match=r"^An image of digits is damaged: [^{}]*Invalid \w+ data"
+        ),
+        loop.naming_errors(BASE, None),
+    ):
+        next(iter(images))

@@ -5,6 +5,7 @@ References:
     of the area, aspect ratio 3/4 to 4/3).
 """
 
+import re
 from collections.abc import Callable
 
 import tensorflow as tf
@@ -17,6 +18,21 @@ EVALUATION_MARGIN = 256 / 224
 
 # In smaller images a random part of the area is too little; `augment.crop` serves there.
 SMALLEST_RANDOM_CROP = 65
+
+
+# Operations that read an encoded image; `random` asks a JPEG for its shape before it decodes.
+READS = re.compile("Decode|ExtractJpegShape")
+
+
+def damage(message: str) -> str | None:
+    """What an error of TensorFlow says of an image that can't be read; None of another error.
+
+    Args:
+        message: The error's, which names the operation.
+    """
+    if not READS.search(message):
+        return None
+    return re.sub(r"^(\{\{\w+ [^}]*\}\} ?)+", "", message.splitlines()[0])
 
 
 def is_large(shape: tuple[int, int, int]) -> bool:

@@ -10,7 +10,7 @@ Images are taken as they are stored: a camera's note of how it was held (EXIF) i
 
 Every file's header and last bytes are read at once (about 0.1 ms a file on one core), so that a bad
 file is named before training and not in its third hour. Damage in the middle of a file isn't seen
-there: it shows when the image is decoded, by an error of TensorFlow that doesn't name the file.
+there: it shows when the image is decoded, by an error that doesn't name the file.
 """
 
 import hashlib

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfmp import files
-from tfmp.data import DataError, to_device
+from tfmp.data import DataError, crops, to_device
 from tfmp.errors import OutOfMemoryError, UserError
 
 PROGRESS_SECONDS = 10
@@ -102,11 +102,10 @@ def predict(model, dataset, *, jit_compile=False, examples=None, compiled=None) 
             f"Out of memory while predicting {size} images at once. Lower --batch_size."
         ) from error
     except tf.errors.InvalidArgumentError as error:
-        if "Decode" not in error.message:
+        damage = crops.damage(error.message)
+        if damage is None:
             raise
-        raise DataError(
-            f"An image is damaged: {error.message.splitlines()[0]}. Remove or replace it."
-        ) from error
+        raise DataError(f"An image is damaged: {damage}. Remove or replace it.") from error
     found = Predictions(np.concatenate(logits), np.concatenate(labels))
     # Where `with_logits` can't see it, as in a softmax that is no layer.
     if (found.logits >= 0).all() and np.allclose(found.logits.sum(-1), 1, atol=0.01):

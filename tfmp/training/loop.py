@@ -13,7 +13,7 @@ import keras
 import tensorflow as tf
 
 from tfmp import compile_cache, distribution, files, hardware, workers
-from tfmp.data import DataError, to_device
+from tfmp.data import DataError, crops, to_device
 from tfmp.errors import OutOfMemoryError, TfmpError, UserError
 from tfmp.training import callbacks, loading, same_data
 from tfmp.training.checkpoints import Checkpoints
@@ -249,11 +249,11 @@ def naming_errors(config, model, worker=workers.ALONE):
             raise TfmpError(explanation) from error
         if isinstance(error, tf.errors.ResourceExhaustedError):
             raise _out_of_memory(error, config, model) from None
-        if not isinstance(error, tf.errors.InvalidArgumentError) or "Decode" not in error.message:
+        damage = crops.damage(error.message)
+        if not isinstance(error, tf.errors.InvalidArgumentError) or damage is None:
             raise
         raise DataError(
-            f"An image of {config.dataset} is damaged: {error.message.splitlines()[0]}. Remove or "
-            "replace it."
+            f"An image of {config.dataset} is damaged: {damage}. Remove or replace it."
         ) from error
 
 
