@@ -1,6 +1,7 @@
 """The data that suit a model, and what is refused."""
 
 import pathlib
+import shutil
 
 import keras
 import numpy as np
@@ -81,6 +82,23 @@ def test_other_classes_than_in_training(photos, capsys):
     evaluation.data_for(subject((6, 6, 1), 2, **run_of("x", ["0", "1"])), photos)
     evaluation.data_for(subject(**run_of("x", list("abcdefghij"))), "digits")
     assert capsys.readouterr().out.count("order of training") == 2
+
+
+def test_data_that_changed_since_training_are_said(photos, tmp_path, capsys):
+    own = tmp_path / "photos"
+    shutil.copytree(photos.removeprefix("folder:"), own)
+    name = f"folder:{own}"
+    run = run_of(name, ["cat", "dog"])
+    run["data"]["origin"] = data.load(name).origin
+    trained = subject((6, 6, 1), 2, **run)
+    evaluation.data_for(trained)
+    shutil.copy(own / "cat" / "00.png", own / "cat" / "99.png")
+    evaluation.data_for(trained, photos)
+    assert capsys.readouterr().out == ""
+    evaluation.data_for(trained)
+    said = capsys.readouterr().out
+    assert said.startswith(f"note: {name} has changed since m.keras was trained: it was 40 files")
+    assert "and is 41 files" in said and said.count("\n") == 1
 
 
 def test_data_without_labels_or_without_the_split(photos, tmp_path):

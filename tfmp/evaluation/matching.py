@@ -45,6 +45,8 @@ def data_for(subject, dataset=None, *, data_dir=None, manual_dir=None, split="te
         data = load()
     _check_images(subject, wanted, data)
     _check_classes(subject, data)
+    if own:
+        _compare_origin(subject, data)
     if getattr(data, split) is None:
         raise UserError(f"Expected a data set with {split} images. Received: {name}, without.")
     return data, options
@@ -88,6 +90,18 @@ def _check_classes(subject, data: Data):
         )
     if trained != names:
         print(f"note: {data.name} numbers its classes; they are taken in the order of training.")
+
+
+def _compare_origin(subject, data: Data):
+    """Says it where the run's own data have changed: what is held out of them may have, too."""
+    before = subject.run.get("data", {}).get("origin")
+    # The checksum or version stands last; a Python before it may be another.
+    if before and before.split()[-1:] != data.origin.split()[-1:]:
+        print(
+            f"note: {data.name} has changed since {subject.path} was trained: it was {before}, and "
+            f"is {data.origin or 'of unknown origin'}. Images that are held out of train now may "
+            "have been trained on."
+        )
 
 
 def _by(shape):
