@@ -54,6 +54,13 @@ def test_layouts(tmp_path, write_images, parts, sizes):
     assert data.load(f"folder:{tmp_path}").sizes == sizes
 
 
+def test_a_class_called_train(tmp_path, write_images):
+    for name in ("car", "train"):
+        write_images(tmp_path / name, 6)
+    (tmp_path / "train" / ".thumbnails").mkdir()
+    assert data.load(f"folder:{tmp_path}").class_names == ("car", "train")
+
+
 def test_a_checksum_tells_the_files(tmp_path, write_images, folder_of_images, monkeypatch):
     def origin(root):
         return data.load(f"folder:{root}").origin

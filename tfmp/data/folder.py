@@ -109,7 +109,7 @@ def _constants(paths, labels):
 def _parts(root: Path) -> tuple[Path, Path | None, Path | None]:
     """Folders of the training, validation and test set; None for what is held out of train."""
     train = root / "train"
-    if not (train.is_dir() and any(entry.is_dir() for entry in train.iterdir())):
+    if not (train.is_dir() and _folders(train)):  # it may be a class of that name
         return root, None, None
     test = root / "test"
     validation = next((root / name for name in VALIDATION_NAMES if (root / name).is_dir()), None)
@@ -119,14 +119,19 @@ def _parts(root: Path) -> tuple[Path, Path | None, Path | None]:
 
 
 def _class_names(place: Path) -> list[str]:
-    entries = [entry for entry in place.iterdir() if not entry.name.startswith(".")]
-    names = sorted(entry.name for entry in entries if entry.is_dir())
+    names = _folders(place)
     if not names:
         raise DataError(
             f"Expected one folder of images a class in {place}. Received: no folder at all. Move "
             "the images into folders named after their classes."
         )
     return names
+
+
+def _folders(place: Path) -> list[str]:
+    """Names of the folders in a place, in order, but for those that begin with a dot."""
+    entries = [entry for entry in place.iterdir() if not entry.name.startswith(".")]
+    return sorted(entry.name for entry in entries if entry.is_dir())
 
 
 def _files(place: Path, classes: list[str]) -> Files:
