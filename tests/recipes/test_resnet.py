@@ -228,7 +228,7 @@ def test_training_starts_from_given_weights(plain, tmp_path):
     first, again = (keras.saving.load_model(x / "model.keras") for x in (plain, tmp_path / "b"))
     for one, other in zip(first.trainable_variables, again.trainable_variables, strict=True):
         np.testing.assert_allclose(one.numpy(), other.numpy(), atol=1e-6)
-    with pytest.raises(errors.UserError, match=r"fit resnet18 .*they are of other layers\. Give"):
+    with pytest.raises(errors.UserError, match=r"fit resnet18 .*'stem_conv' has .*, 64\), and in"):
         quick(tmp_path / "c", weights, "--model=resnet18")
     with pytest.raises(errors.UserError, match="does not exist"):
         quick(tmp_path / "d", "--weights=/no/such.keras")

@@ -1,12 +1,17 @@
 """Weights from a file into a built model."""
 
 import pathlib
+import re
 import warnings
 import zipfile
 
 from tfmp.errors import UserError
 
 SUFFIXES = (".keras", ".weights.h5")
+# The first layer that Keras names, and what it says of a weight's shape there.
+SHAPES = re.compile(
+    r"^A total of .* <\w+ name=([^,>]+).*\s+.*variable\.shape=(\(.*?\)), .*value\.shape=(\(.*?\))"
+)
 
 
 def load_weights(model, file, backbone=None):
@@ -50,11 +55,24 @@ def _load(model, file, advice):
         reason = str(error).splitlines()[0]
         raise UserError(f"The weights in {file} can't be read: {reason}.") from error
     except (ValueError, KeyError, UserWarning) as error:
-        reason = str(error).splitlines()[0]
-        if "nested container" in reason:  # Keras guesses at a file of another Keras
-            reason = "they are of other layers."
         raise UserError(
             f"The weights in {file} don't fit {model.name} with {model.output_shape[-1]} outputs: "
-            f"{reason} {advice}"
+            f"{_reason(model, file, str(error))} {advice}"
         ) from error
     return model
+
+
+def _reason(model, file, message):
+    """Why weights don't fit, of Keras' long message or of its warning."""
+    if "nested container" in message:  # Keras guesses at a file of another Keras, and goes on
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                model.load_weights(file)
+        except (ValueError, KeyError) as error:
+            message = str(error)
+    if found := SHAPES.search(message):
+        name, wanted, received = found.groups()
+        return f"{name!r} has weights of the shape {wanted}, and in the file of {received}."
+    several = message.startswith("A total of") or "nested container" in message
+    return "they are of other layers." if several else message.splitlines()[0]
