@@ -74,7 +74,9 @@ def test_errors_that_a_user_can_mend():
     with pytest.raises(errors.OutOfMemoryError, match=r"100 images at once. Lower --batch_size"):
         evaluation.predict(memory, test)
     damaged = fails_with(tf.errors.InvalidArgumentError(None, None, "DecodePng failed\nmore"))
-    with pytest.raises(errors.UserError, match=r"image is damaged: DecodePng failed. Remove"):
+    with pytest.raises(
+        errors.UserError, match=r"image is damaged or gone: DecodePng failed. Remove"
+    ):
         evaluation.predict(damaged, test)
     with pytest.raises(tf.errors.InvalidArgumentError):
         evaluation.predict(fails_with(tf.errors.InvalidArgumentError(None, None, "x")), test)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfmp import errors, files, hardware
+from tfmp import data, errors, evaluation, files, hardware
 from tfmp.data import crops
 from tfmp.training import TrainingConfig, fit, loop
 
@@ -259,8 +259,27 @@ def test_an_image_that_is_damaged_behind_its_header(kind, place):
     images = images.map(lambda x: crops.random(x, (72, 72, 3), tf.constant([0, 1], tf.int64)))
     with (
         pytest.raises(
-            errors.UserError, match=r"^An image of digits is damaged: [^{}]*Invalid \w+ data"
+            errors.UserError,
+            match=r"^An image of digits is damaged or gone: [^{}]*Invalid \w+ data",
         ),
         loop.naming_errors(BASE, None),
     ):
         next(iter(images))
+
+
+def test_an_image_that_is_gone_is_named(tmp_path):
+    image = tf.io.encode_png(np.zeros((8, 8, 3), np.uint8)).numpy()
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for number in range(3):
+            (tmp_path / name / f"{number}.png").write_bytes(image)
+    found = data.load(f"folder:{tmp_path}")
+    for file in (tmp_path / "b").iterdir():
+        file.unlink()
+    with (
+        pytest.raises(errors.UserError, match=r"b/\d\.png; No such file or directory\. Remove"),
+        loop.naming_errors(BASE, None),
+    ):
+        next(iter(found.train(2, seed=0)))
+    with pytest.raises(errors.UserError, match=r"b/\d\.png; No such file or directory\. Remove"):
+        evaluation.predict(None, found.test(2), compiled=lambda x: x)

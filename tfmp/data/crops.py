@@ -21,18 +21,24 @@ SMALLEST_RANDOM_CROP = 65
 
 
 # Operations that read an encoded image; `random` asks a JPEG for its shape before it decodes.
-READS = re.compile("Decode|ExtractJpegShape")
+READS = re.compile("Decode|ExtractJpegShape|ReadFile")
+# What they end with where the image is at fault, or its file.
+READ_ERRORS = (
+    tf.errors.InvalidArgumentError,
+    tf.errors.NotFoundError,
+    tf.errors.PermissionDeniedError,
+)
 
 
-def damage(message: str) -> str | None:
+def damage(error: tf.errors.OpError) -> str | None:
     """What an error of TensorFlow says of an image that can't be read; None of another error.
 
     Args:
-        message: The error's, which names the operation.
+        error: Its message names the operation.
     """
-    if not READS.search(message):
+    if not isinstance(error, READ_ERRORS) or not READS.search(error.message):
         return None
-    return re.sub(r"^(\{\{\w+ [^}]*\}\} ?)+", "", message.splitlines()[0])
+    return re.sub(r"^(\{\{\w+ [^}]*\}\} ?)+", "", error.message.splitlines()[0])
 
 
 def is_large(shape: tuple[int, int, int]) -> bool:

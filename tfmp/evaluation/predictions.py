@@ -82,7 +82,7 @@ def predict(model, dataset, *, jit_compile=False, examples=None, compiled=None) 
 
     Raises:
         OutOfMemoryError: The device's memory does not hold a batch.
-        DataError: An image could not be decoded.
+        DataError: An image could not be read or decoded.
         UserError: The outputs are probabilities.
     """
     logits_of = compiled or forward(model, jit_compile=jit_compile)
@@ -101,11 +101,11 @@ def predict(model, dataset, *, jit_compile=False, examples=None, compiled=None) 
         raise OutOfMemoryError(
             f"Out of memory while predicting {size} images at once. Lower --batch_size."
         ) from error
-    except tf.errors.InvalidArgumentError as error:
-        damage = crops.damage(error.message)
+    except tf.errors.OpError as error:
+        damage = crops.damage(error)
         if damage is None:
             raise
-        raise DataError(f"An image is damaged: {damage}. Remove or replace it.") from error
+        raise DataError(f"An image is damaged or gone: {damage}. Remove or replace it.") from error
     found = Predictions(np.concatenate(logits), np.concatenate(labels))
     # Where `with_logits` can't see it, as in a softmax that is no layer.
     if (found.logits >= 0).all() and np.allclose(found.logits.sum(-1), 1, atol=0.01):

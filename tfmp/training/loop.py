@@ -238,7 +238,7 @@ def naming_errors(config, model, worker=workers.ALONE):
     Raises:
         PeerError: Another worker was lost.
         OutOfMemoryError: The device's memory ran out.
-        DataError: An image could not be decoded.
+        DataError: An image could not be read or decoded.
         TfmpError: The compile cache failed.
     """
     try:
@@ -249,11 +249,11 @@ def naming_errors(config, model, worker=workers.ALONE):
             raise TfmpError(explanation) from error
         if isinstance(error, tf.errors.ResourceExhaustedError):
             raise _out_of_memory(error, config, model) from None
-        damage = crops.damage(error.message)
-        if not isinstance(error, tf.errors.InvalidArgumentError) or damage is None:
+        damage = crops.damage(error)
+        if damage is None:
             raise
         raise DataError(
-            f"An image of {config.dataset} is damaged: {damage}. Remove or replace it."
+            f"An image of {config.dataset} is damaged or gone: {damage}. Remove or replace it."
         ) from error
 
 
