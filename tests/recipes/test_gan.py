@@ -73,6 +73,17 @@ def test_a_users_mistake_is_one_line(tmp_path, words, said):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_damaged_image_ends_it_before_training_in_one_line(tmp_path):
+    image = tf.io.encode_png(np.zeros((8, 8, 1), np.uint8)).numpy()
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for number in range(4):
+            content = image.replace(b"IDAT", b"IDAT\xff\xff") if number else image
+            (tmp_path / name / f"{number}.png").write_bytes(content)
+    with pytest.raises(errors.UserError, match="damaged or gone: "):
+        run(tmp_path / "run", f"--dataset=folder:{tmp_path}", "--batch_size=1")
+
+
 @pytest.mark.slow
 def test_with_no_flags_it_beats_normal_distributions_of_the_pixels(with_no_flags):
     digits = data.load("digits")

@@ -29,7 +29,7 @@ import time
 
 from tfmp import cli, policies
 from tfmp.models import dcgan
-from tfmp.training import TrainingConfig, classification, gan, judge, optimizers, recipe
+from tfmp.training import TrainingConfig, classification, gan, judge, loop, optimizers, recipe
 
 changed = functools.partial(cli.default, TrainingConfig)
 
@@ -76,7 +76,8 @@ def prepare(config):
         # In random images there is nothing to know.
         most = config.batch_size if config.dataset == "synthetic" else judge.MOST_IMAGES
         count = min(data.sizes["train"], most)
-        images, labels = next(data.train(count, seed=0).as_numpy_iterator())
+        with loop.naming_errors(config, model):
+            images, labels = next(data.train(count, seed=0).as_numpy_iterator())
         return gan.GanLearner(
             model,
             discriminator,
