@@ -69,9 +69,11 @@ def test_files_that_are_not_there_or_damaged(tmp_path):
     for path in (tmp_path / "none.keras", tmp_path / "weights.h5", tmp_path):
         with pytest.raises(errors.UserError, match=f"Received: {path}"):
             evaluation.load(path)
-    (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(errors.UserError, match="not finished: go on with it by --resume"):
-        evaluation.load(tmp_path)
+    for begun in ("checkpoints", "config.json"):
+        (tmp_path / begun).mkdir()
+        with pytest.raises(errors.UserError, match="not finished: go on with it by --resume"):
+            evaluation.load(tmp_path)
+        (tmp_path / begun).rmdir()
     classifier().save(tmp_path / "model.keras")
     whole = (tmp_path / "model.keras").read_bytes()
     half = len(whole) // 2

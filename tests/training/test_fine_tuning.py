@@ -8,7 +8,9 @@ import keras
 import numpy as np
 import pytest
 
+import tfmp
 from tfmp import cli, errors, files
+from tfmp.commands.audit import contents
 from tfmp.models import load_weights
 from tfmp.training import fine_tuning, loop
 
@@ -181,6 +183,14 @@ def test_epochs_of_the_head_by_default(tmp_path):
         fine_tuning.FineTuningConfig, ["--head_epochs=1", "--head_learning_rate=0.5"]
     ).first_phase
     assert (rate.learning_rate, rate.warmup_epochs) == (0.5, None)
+
+
+def test_a_run_that_was_stopped_in_its_first_phase_loads(stop_at, tmp_path):
+    stop_at(1, 2, saves=True)
+    with pytest.raises(errors.StoppedError):
+        train(tmp_path / "run", *FULL)
+    assert int(tfmp.load(tmp_path / "run").optimizer.iterations) == 2
+    assert contents.read(tmp_path / "run").path == tmp_path / "run" / fine_tuning.FOLDER
 
 
 def test_an_interrupted_first_phase_goes_on_only_when_asked(stop_at, tmp_path):

@@ -44,7 +44,9 @@ def load(path) -> Subject:
     path = pathlib.Path(path).expanduser()
     file = path / "model.keras" if path.is_dir() else path
     if file.suffix != ".keras" or not file.is_file():
-        unfinished = path.is_dir() and (path / "checkpoints").exists()
+        # (Fine-tuning begins with checkpoints of a folder inside.)
+        begun = any((path / name).exists() for name in ("checkpoints", "config.json"))
+        unfinished = path.is_dir() and begun
         raise UserError(
             "Expected a .keras file, or the folder of a finished run, with its model.keras. "
             f"Received: {path}."

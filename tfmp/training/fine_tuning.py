@@ -18,9 +18,9 @@ import keras
 
 from tfmp import cli
 from tfmp.files import read_metrics
-from tfmp.training import classification, loop, recipe, results
+from tfmp.training import classification, loading, loop, recipe, results
 
-FOLDER = "head"  # of the first phase
+FOLDER = loading.FIRST_PHASE
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,6 +18,7 @@ from tfmp.errors import UserError
 from tfmp.training import optimizers
 
 DESCRIPTION = "model.json"
+FIRST_PHASE = "head"  # folder in a run's, of the phase in which the head trains alone
 
 
 def load(path):
@@ -75,6 +76,8 @@ def describe(learner, folder):
 
 def _load_run(folder):
     latest = tf.train.latest_checkpoint(folder / "checkpoints")
+    if latest is None and (folder / FIRST_PHASE).is_dir():  # the second has saved nothing yet
+        return _load_run(folder / FIRST_PHASE)
     if latest is None or not (folder / DESCRIPTION).exists():
         raise UserError(
             f"Expected the folder of a run, with {DESCRIPTION} and a checkpoint. Received: "

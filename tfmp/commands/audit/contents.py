@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfmp.errors import UserError
+from tfmp.training import loading
 
 # Variables of a LossScaleOptimizer before those of the optimizer in it: iterations, learning rate,
 # good steps, scale; ours has four counters more.
@@ -80,7 +81,8 @@ def read(path) -> Contents:
         if path.name.endswith(".weights.h5") and path.is_file():
             with h5py.File(path, "r") as store:
                 return _of_store("weights", path, None, store, {})
-        run = next((x for x in (path, *path.parents[:2]) if (x / "checkpoints").is_dir()), None)
+        places = (path, path / loading.FIRST_PHASE, *path.parents[:2])
+        run = next((x for x in places if (x / "checkpoints").is_dir()), None)
         if run is not None and (path.is_dir() or _is_checkpoint(path)):
             return _run(run)
     except (zipfile.BadZipFile, zlib.error, OSError, KeyError, ValueError, tf.errors.OpError) as e:
