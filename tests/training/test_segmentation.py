@@ -8,7 +8,7 @@ import tensorflow as tf
 from tfmp import policies
 from tfmp.data import augment
 from tfmp.training import TrainingConfig, compile_learner, optimizers
-from tfmp.training.segmentation import MeanDice, MeanIoU, PixelLoss, Segmenter
+from tfmp.training.segmentation import MeanDice, MeanIoU, PixelAccuracy, PixelLoss, Segmenter
 
 RNG = np.random.default_rng(0)
 CLASSES = 4
@@ -78,6 +78,42 @@ def test_the_loss_by_its_formula_and_in_float32_under_any_policy(jit_compile):
         entropy[0].mean() + 0.5 * dice[0], rel=1e-5
     )
     assert float(PixelLoss()(masks, logits)) == pytest.approx(entropy.mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_pixels_of_no_class_count_nowhere(jit_compile):
+    masks, logits = some(3, 8)
+    void = np.random.default_rng(1).random(masks.shape) < 0.3
+    void[2] = True  # an image of which nothing is known
+    unknown = np.where(void, -1, masks)
+    loss = tf.function(PixelLoss(0.5), jit_compile=jit_compile)
+    shares = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    entropy = -np.log((shares * np.eye(CLASSES)[masks]).sum(-1))
+    known = [entropy[i][~void[i]].mean() for i in range(2)]
+    kept = ~void[..., None]
+    truth, found = np.eye(CLASSES)[masks] * kept, shares * kept
+    dice = (2 * (truth * found).sum((1, 2)) + 1) / ((truth + found).sum((1, 2)) + 1)
+    expected = (sum(known) + 0.5 * (1 - dice.mean(-1)).sum()) / 3
+    value = loss(tf.constant(unknown), tf.constant(logits))
+    assert float(value) == pytest.approx(expected, rel=1e-5)
+    with tf.GradientTape() as tape:
+        outputs = tf.constant(logits)
+        tape.watch(outputs)
+        value = loss(tf.constant(unknown), outputs)
+    gradient = tape.gradient(value, outputs).numpy()
+    assert np.isfinite(gradient).all() and not gradient[void].any() and gradient[~void].any()
+    right = logits.argmax(-1) == masks
+    accuracy = PixelAccuracy()
+    accuracy.update_state(tf.constant(unknown), tf.constant(logits))
+    assert float(accuracy.result()) == pytest.approx(right[~void].mean(), rel=1e-6)
+    weights = np.array([1.0, 0.0, 1.0])[:, None, None] * np.ones(masks.shape)
+    accuracy.reset_state()
+    accuracy.update_state(tf.constant(unknown), tf.constant(logits), weights)
+    assert float(accuracy.result()) == pytest.approx(right[0][~void[0]].mean(), rel=1e-6)
+    iou, theirs = MeanIoU(CLASSES), keras.metrics.MeanIoU(CLASSES, sparse_y_pred=False)
+    iou.update_state(tf.constant(unknown), tf.constant(logits))
+    theirs.update_state(masks, logits, sample_weight=~void)
+    assert float(iou.result()) == pytest.approx(float(theirs.result()), rel=1e-6)
 
 
 def tiny(policy="float32", jit_compile=False, **changes):

@@ -49,8 +49,8 @@ def load(path: str, options: Options) -> Data:
         if place is not None:
             files[part] = _files(place, classes)
     paths = [path for part in files.values() for path in part[0]]
-    found = _headers(paths)
-    shape, alike = _shape(paths, found, options.image_size)
+    found = headers_of(paths)
+    shape, alike = shape_of(paths, found, options.image_size)
     if test is None:
         files["train"], files["test"] = _split(files["train"], memory.TEST_FRACTION, options.seed)
     if validation is None:
@@ -70,7 +70,7 @@ def load(path: str, options: Options) -> Data:
         test=_evaluation(*files["test"], evaluation_crop),
         augmentation="flip" if crops.is_large(shape) else "crop",
         read_by="file",
-        origin=_origin(root, paths, found),
+        origin=origin_of(root, paths, [header.size for header in found]),
         notes=notes,
     )
 
@@ -103,7 +103,14 @@ def _evaluation(paths, labels, crop):
 
 def _constants(paths, labels):
     with tf.device("/CPU:0"):
-        return tf.constant([*map(os.fsencode, paths)], tf.string), tf.constant(labels, tf.int32)
+        numbers = tf.constant(labels, tf.int32)
+    return names_on_host(paths), numbers
+
+
+def names_on_host(paths) -> tf.Tensor:
+    """Paths as a tensor of strings in the host's memory."""
+    with tf.device("/CPU:0"):
+        return tf.constant([*map(os.fsencode, paths)], tf.string)
 
 
 def _parts(root: Path) -> tuple[Path, Path | None, Path | None]:
@@ -111,11 +118,14 @@ def _parts(root: Path) -> tuple[Path, Path | None, Path | None]:
     train = root / "train"
     if not (train.is_dir() and _folders(train)):  # it may be a class of that name
         return root, None, None
+    return train, *held_parts(root)
+
+
+def held_parts(root: Path) -> tuple[Path | None, Path | None]:
+    """Folders of the validation and the test set, which a single one of them is."""
     test = root / "test"
     validation = next((root / name for name in VALIDATION_NAMES if (root / name).is_dir()), None)
-    if test.is_dir():
-        return train, validation, test
-    return train, None, validation
+    return (validation, test) if test.is_dir() else (None, validation)
 
 
 def _class_names(place: Path) -> list[str]:
@@ -144,45 +154,68 @@ def _files(place: Path, classes: list[str]) -> Files:
         )
     paths, labels = [], []
     for name in names:
-        with os.scandir(place / name) as entries:
-            shown = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.path)
-        if strange := [entry.path for entry in shown if not entry.is_file()]:
-            raise DataError(
-                f"Expected images directly in {place / name}, and no folders or broken links. "
-                f"Received: {strange[0]}. Move its images up, or take it out."
-            )
-        found = [entry.path for entry in shown]
-        if not found:
-            raise DataError(
-                f"Expected images directly in {place / name}. Received: no file there. Fill the "
-                "folder or remove it."
-            )
+        found = listed(place / name)
         paths += found
         labels += [classes.index(name)] * len(found)
     return paths, np.array(labels, np.int32)
 
 
-def _headers(paths: list[str]) -> list[headers.Header]:
+def listed(place: Path) -> list[str]:
+    """Paths of the files in a folder, in order, but for those that begin with a dot.
+
+    Raises:
+        DataError: There is none, or a folder among them.
+    """
+    with os.scandir(place) as entries:
+        shown = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.path)
+    if strange := [entry.path for entry in shown if not entry.is_file()]:
+        raise DataError(
+            f"Expected images directly in {place}, and no folders or broken links. Received: "
+            f"{strange[0]}. Move its images up, or take it out."
+        )
+    if not shown:
+        raise DataError(
+            f"Expected images directly in {place}. Received: no file there. Fill the folder or "
+            "remove it."
+        )
+    return [entry.path for entry in shown]
+
+
+def headers_of(paths: list[str]) -> list[headers.Header]:
+    """Headers of image files.
+
+    Raises:
+        DataError: One can't be read.
+    """
     with futures.ThreadPoolExecutor(8) as pool:
         return list(pool.map(_header, paths, chunksize=256))
 
 
-def _origin(root: Path, paths: list[str], found: list[headers.Header]) -> str:
+def origin_of(root: Path, paths: list[str], marks: list) -> str:
     """The number of files, and a checksum of their names and sizes.
 
-    What is in them isn't read: another image of the same name and size isn't seen.
+    What is in images isn't read: another one of the same name and size isn't seen.
+
+    Args:
+        root: Path of the folder.
+        paths: Of its files.
+        marks: What tells each file from another: an image's size in bytes.
     """
     digest = hashlib.sha256()
-    for path, header in zip(paths, found, strict=True):
+    for path, mark in zip(paths, marks, strict=True):
         name = path.removeprefix(f"{root}{os.sep}")
-        digest.update(f"{name}\0{header.size}\n".encode(errors="surrogateescape"))
+        digest.update(f"{name}\0{mark}\n".encode(errors="surrogateescape"))
     return f"{len(paths):,} files, of names and sizes with SHA-256 {digest.hexdigest()}"
 
 
-def _shape(
+def shape_of(
     paths: list[str], found: list[headers.Header], image_size: int | None
 ) -> tuple[tuple[int, int, int], bool]:
-    """Shape that the images will have, and whether they have that size already."""
+    """Shape that the images will have, and whether they have that size already.
+
+    Raises:
+        DataError: Their channels differ.
+    """
     first_with: dict[int, str] = {}
     for header, path in zip(found, paths, strict=True):
         first_with.setdefault(header.channels, path)
@@ -224,10 +257,11 @@ def _header(path: str) -> headers.Header:
 
 def _split(files: Files, fraction: float, seed: int) -> tuple[Files, Files]:
     paths, labels = files
-    keys = np.array([_hash(f"{seed}/{Path(*Path(path).parts[-2:])}") for path in paths])
+    keys = np.array([hash_of(f"{seed}/{Path(*Path(path).parts[-2:])}") for path in paths])
     kept, held = pipeline.hold_out(labels, keys, fraction)
     return ([paths[i] for i in kept], labels[kept]), ([paths[i] for i in held], labels[held])
 
 
-def _hash(text: str) -> str:
+def hash_of(text: str) -> str:
+    """A word by which files are held out, whatever their order."""
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()

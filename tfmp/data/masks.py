@@ -7,7 +7,7 @@ loader and add its line to `DATASETS`.
 import numpy as np
 import tensorflow as tf
 
-from tfmp.data import canvases, crops, from_tfds, memory, pipeline, synthetic
+from tfmp.data import canvases, crops, from_tfds, mask_folder, memory, pipeline, synthetic
 from tfmp.data.base import Data, DataError, Options
 
 # The values 1, 2 and 3 of the trimaps are pet, background and what can't be told, at its border.
@@ -28,7 +28,7 @@ def load(
     """Loads a data set of images and masks.
 
     Args:
-        name: An entry of `DATASETS`.
+        name: An entry of `DATASETS`, or `folder:PATH`, see `tfmp.data.mask_folder`.
         data_dir: As for `tfmp.data.load`.
         manual_dir: Likewise.
         validation_fraction: Likewise.
@@ -37,18 +37,21 @@ def load(
         seed: As for `tfmp.data.load`.
 
     Returns:
-        A `Data` with labels [batch, height, width] int32.
+        A `Data` with labels [batch, height, width] int32; what is of no class is -1.
 
     Raises:
         DataError: If the name is unknown, or its data are absent or damaged.
     """
-    if name not in DATASETS:
+    kind, _, path = name.partition(":")
+    own = kind == "folder" and path
+    if not own and name not in DATASETS:
         raise DataError(
-            f"Expected a data set of masks out of {', '.join(DATASETS)}. Received: {name!r}."
+            f"Expected a data set of masks out of {', '.join(DATASETS)}, or folder:PATH. "
+            f"Received: {name!r}."
         )
     options = Options(data_dir, manual_dir, validation_fraction, image_size, seed)
     try:
-        return DATASETS[name](name, options)
+        return mask_folder.load(path, options) if own else DATASETS[name](name, options)
     except OSError as error:
         raise DataError(f"Can't read {name}: {error}.") from error
 

@@ -3,6 +3,7 @@
 Examples:
     python -m tfmp.recipes.unet
     python -m tfmp.recipes.unet --policy=float32 --upsampling=bilinear --dice=0.5
+    python -m tfmp.recipes.unet --dataset=folder:PATH --image_size=128
     python -m tfmp.recipes.unet --flagfile=recipes/unet/oxford_pets_gpu1.flags --data_dir=DIR
 
 Evidence (commands, versions and more in recipes/unet/README.md):
@@ -36,13 +37,13 @@ class Config(shared.TrainingConfig):
 
     dataset: str = cli.flag(
         "digit_canvases",
-        "digit_canvases (embedded), synthetic, or oxford_iiit_pet of tensorflow-datasets.",
+        "digit_canvases (embedded), synthetic, oxford_iiit_pet of tensorflow-datasets, or "
+        "folder:PATH, with images/ and masks/ of the same names.",
         group="Data",
-        choices=masks.DATASETS,
     )
     image_size: int | None = cli.flag(
         None,
-        "Height and width of the images in pixels; none: the data's own, 224 for pets.",
+        "Height and width of the images in pixels; none: the data's own, 224 where they differ.",
         group="Data",
     )
     augmentation: str = cli.flag(

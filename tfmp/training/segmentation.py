@@ -42,7 +42,7 @@ class Segmenter(Learner):
 
         Args:
             images: [batch, height, width, channels] uint8.
-            masks: [batch, height, width] integers.
+            masks: [batch, height, width] integers; what is below 0 is of no class.
 
         Returns:
             (images [batch, height, width, channels] float32, masks [batch, height, width]).
@@ -57,7 +57,7 @@ class Segmenter(Learner):
     def make_metrics(self):
         """Accuracy, mean intersection over union and mean Dice coefficient."""
         return [
-            keras.metrics.SparseCategoricalAccuracy(name="accuracy"),
+            PixelAccuracy(name="accuracy"),
             MeanIoU(self.classes),
             MeanDice(self.classes),
         ]
@@ -69,7 +69,8 @@ class PixelLoss(keras.losses.Loss):
 
     The Dice loss is one less the mean over the classes of each image's soft coefficient. (Of a
     whole batch it would depend on how the batch is parted among replicas.) A class that an image
-    doesn't have counts as found where the model doesn't see it either.
+    doesn't have counts as found where the model doesn't see it either. Pixels below 0 are of no
+    class and don't count: an image's cross entropy is the mean of its others.
 
     Args:
         dice: Weight of the Dice loss.
@@ -90,10 +91,13 @@ class PixelLoss(keras.losses.Loss):
     def call(self, masks, logits):
         """Losses [batch, height, width] of masks [batch, height, width] and their logits."""
         masks = tf.cast(masks, tf.int32)
-        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(masks, logits)
+        known = tf.cast(masks >= 0, logits.dtype)
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.maximum(masks, 0), logits)
+        share = tf.reduce_mean(known, [1, 2], keepdims=True)
+        losses = tf.math.divide_no_nan(losses * known, share)
         if not self.dice:
             return losses
-        shares = tf.nn.softmax(logits)
+        shares = tf.nn.softmax(logits) * known[..., None]
         truth = tf.one_hot(masks, logits.shape[-1], dtype=shares.dtype)
         common, sizes = (tf.reduce_sum(x, [1, 2]) for x in (shares * truth, shares + truth))
         found = (2 * common + self.SMOOTH) / (sizes + self.SMOOTH)
@@ -103,6 +107,17 @@ class PixelLoss(keras.losses.Loss):
     def get_config(self):
         """What the loss is made of."""
         return {"dice": self.dice}
+
+
+class PixelAccuracy(keras.metrics.SparseCategoricalAccuracy):
+    """Share of the pixels of a class, those of 0 and above, whose class is found."""
+
+    def update_state(self, masks, logits, sample_weight=None):
+        """Adds masks [batch, height, width] and their logits, with weights of the same shape."""
+        known = tf.cast(masks >= 0, tf.float32)
+        if sample_weight is not None:
+            known *= tf.cast(sample_weight, tf.float32)
+        super().update_state(masks, logits, known)
 
 
 class _OfConfusion(keras.metrics.Metric):
@@ -121,7 +136,8 @@ class _OfConfusion(keras.metrics.Metric):
 
     def update_state(self, masks, logits, sample_weight=None):
         """Adds masks [batch, height, width] and their logits, with weights of the same shape."""
-        # Ones and zeros, whose products any precision of matrix products has exact.
+        # Ones and zeros, whose products any precision of matrix products has exact. What is of no
+        # class has zeros alone.
         truth = tf.one_hot(tf.reshape(masks, [-1]), self.classes)
         found = tf.one_hot(tf.reshape(tf.argmax(logits, -1), [-1]), self.classes)
         if sample_weight is not None:
