@@ -301,8 +301,10 @@ def test_the_index_of_pandas_is_left_out(tmp_path):
 
 
 def test_other_mistakes(tmp_path):
-    with pytest.raises(DataError, match="breast_cancer, diabetes or csv:FILE"):
-        tables.load("iris")
+    with pytest.raises(
+        DataError, match="breast_cancer, diabetes, csv:FILE or a data set that TFDS"
+    ):
+        tables.load("no_table")
     with pytest.raises(DataError, match="are for csv:FILE"):
         tables.load("diabetes", target="age")
     with pytest.raises(DataError, match=r"Can't read csv:.*No such file"):

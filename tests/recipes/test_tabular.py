@@ -207,7 +207,7 @@ def test_weights_of_other_columns_are_refused(trained, flags, tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--dataset=iris"], "csv:FILE"),
+        (["--dataset=no_table"], "csv:FILE"),
         (["--task=regression"], r"numbers, such as 1234\.5, .* Received: 'malignant'\. Mend"),
         (["--dataset=csv:none.csv", "--target=y"], "Can't read csv:none.csv"),
         (["--width=0"], "--width above 0"),

@@ -1,4 +1,4 @@
-"""Tables from CSV files: which columns they have, and of which kind."""
+"""Tables as they are read, and those of CSV files: which columns they have, and of which kind."""
 
 import collections
 import dataclasses
@@ -28,7 +28,8 @@ class Source:
         target: [rows] of str, "" where it is missing.
         target_name: Name of the target.
         lines: [rows], the line of the file in which each begins; empty where there is no file.
-        origin: Rows and SHA-256 of the file; empty where there is no file.
+        test: [rows] bool, those of the set's own test part; None where it has none.
+        origin: Rows and SHA-256 of the file, or version of the set; empty of an embedded one.
         notes: What was found, each a sentence for the user.
     """
 
@@ -36,6 +37,7 @@ class Source:
     target: np.ndarray
     target_name: str
     lines: list[int] = dataclasses.field(default_factory=list)
+    test: np.ndarray | None = None
     origin: str = ""
     notes: tuple[str, ...] = ()
 
@@ -58,24 +60,14 @@ def read(
     table = csv_files.read(Path(file).expanduser())
     names, lines = table.names, table.lines
     if target is None:
-        raise DataError(f"--dataset=csv:{file} needs --target, one of {_listed(names)}.")
-    for flag, asked in {"target": (target,), "categorical": categorical, "drop": drop}.items():
-        for name in asked:
-            if name not in names:
-                near = difflib.get_close_matches(name, names, n=1)
-                hint = f" Did you mean {near[0]!r}?" if near else ""
-                raise DataError(
-                    f"--{flag}: expected a column of {file}, one of {_listed(names)}. Received: "
-                    f"{name!r}.{hint}"
-                )
-            if flag != "target" and name == target:
-                raise DataError(f"--{flag}: expected other columns than the target {target!r}.")
+        raise DataError(f"--dataset=csv:{file} needs --target, one of {listed(names)}.")
+    check_columns(file, names, target, categorical, drop)
     notes = list(table.notes)
     columns = {}
     for name in names:
         if name == target or name in drop:
             continue
-        texts = _texts(table.column(name))
+        texts = known(table.column(name))
         column = None if name in categorical else numbers(texts)
         if column is None and name not in categorical and (row := stranger(texts)) is not None:
             notes.append(
@@ -90,10 +82,29 @@ def read(
                 f"{texts[first]!r} in line {lines[first]}."
             )
     there = table.column(target)
-    texts = _texts(there)
+    texts = known(there)
     notes += _left_out(target, there, texts)
     origin = f"{len(lines):,} rows, SHA-256 {table.sha256}"
-    return Source(columns, texts, target, lines, origin, tuple(notes))
+    return Source(columns, texts, target, lines, origin=origin, notes=tuple(notes))
+
+
+def check_columns(table, names, target, categorical, drop):
+    """Sees that flags name columns of a table, and none the target twice.
+
+    Raises:
+        DataError: They don't.
+    """
+    for flag, asked in {"target": (target,), "categorical": categorical, "drop": drop}.items():
+        for name in asked:
+            if name not in names:
+                near = difflib.get_close_matches(name, names, n=1)
+                hint = f" Did you mean {near[0]!r}?" if near else ""
+                raise DataError(
+                    f"--{flag}: expected a column of {table}, one of {listed(names)}. Received: "
+                    f"{name!r}.{hint}"
+                )
+            if flag != "target" and name == target:
+                raise DataError(f"--{flag}: expected other columns than the target {target!r}.")
 
 
 def number(text: str) -> float | None:
@@ -121,7 +132,7 @@ def shown(text: str) -> str:
     return repr(str(text) if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + "...")
 
 
-def _texts(column: list[str]) -> np.ndarray:
+def known(column: list[str]) -> np.ndarray:
     """[rows] of str, "" where a value is missing."""
     # Of dtype str each row would take the room of the longest.
     missing = [text.lower() in MISSING or NAN.fullmatch(text) for text in column]
@@ -148,6 +159,7 @@ def _left_out(target, there, texts):
         yield f"{left_out.total()} rows have no {target} ({listed}), and are left out"
 
 
-def _listed(names: list[str]) -> str:
+def listed(names: list[str]) -> str:
+    """Names of columns in a sentence."""
     shown = ", ".join(names[:20])
     return shown + (f" and {len(names) - 20} more" if len(names) > 20 else "")

@@ -1,4 +1,4 @@
-"""Tables of numeric and categorical columns, embedded or from CSV files, as `tf.data`.
+"""Tables of numeric and categorical columns as `tf.data`: embedded, from CSV files, or of TFDS.
 
 Rows become `{"numeric": float32 [batch, columns], "categorical": int32 [batch, columns]}`, as they
 are: the model normalizes, so that it takes the same input everywhere. A missing number is NaN. A
@@ -15,8 +15,8 @@ import itertools
 
 import numpy as np
 
-from tfmp.data import pipeline, table_columns, table_files, table_targets
-from tfmp.data.base import Data, DataError
+from tfmp.data import pipeline, table_columns, table_files, table_targets, table_tfds
+from tfmp.data.base import Data, DataError, Options
 from tfmp.data.table_columns import Columns, Task
 
 TEST_FRACTION = 0.2
@@ -43,20 +43,27 @@ def load(
     task: str = "auto",
     categorical: tuple[str, ...] = (),
     drop: tuple[str, ...] = (),
+    data_dir: str | None = None,
+    manual_dir: str | None = None,
     validation_fraction: float = 0.1,
     seed: int = 0,
 ) -> Table:
     """Loads a table; a fifth of the rows is the test set, of classes a fifth of each.
 
+    A set of TFDS with a test split has that.
+
     Args:
         name: An entry of `DATASETS`, or `csv:FILE`: a file as `tfmp.data.csv_files` reads it. A
             column whose values are all numbers is numeric, every other one categorical; nothing,
-            `?`, `NA`, `NaN`, `null` and the like are missing.
-        target: Name of the column to predict; of an embedded table its own.
+            `?`, `NA`, `NaN`, `null` and the like are missing. Or a name that TFDS knows, see
+            `tfmp.data.table_tfds`.
+        target: Name of the column to predict; of an embedded table its own, of TFDS by default.
         task: "classification", "regression", or "auto": a regression where the target has numbers
             that are not whole, or more than 20 different ones.
         categorical: Names of columns of numbers to take for categories.
         drop: Names of columns to leave out.
+        data_dir: Where prepared TFDS data lie; as for `tfmp.data.load`.
+        manual_dir: Where files fetched by hand lie; likewise.
         validation_fraction: Share of the other rows held out for validation, in [0, 1).
         seed: Decides what is held out; not the order of training.
 
@@ -67,7 +74,8 @@ def load(
         DataError: The file or a column can't be used; the message says why.
     """
     try:
-        source = _source(name, target, categorical, drop)
+        options = Options(data_dir, manual_dir, validation_fraction, seed=seed)
+        source = _source(name, target, categorical, drop, options)
     except OSError as error:
         raise DataError(f"Can't read {name}: {error}.") from error
     kept = source.target != ""
@@ -79,7 +87,8 @@ def load(
         task,
     )
     labels = found.labels
-    parts = _split(labels, found.task, validation_fraction, seed)
+    test = None if source.test is None else source.test[kept]
+    parts = _split(labels, found.task, validation_fraction, seed, test)
     columns = table_columns.fit(values, labels, parts["train"], source.target_name, found.task)
     notes = (*source.notes, *found.notes, *table_columns.notes(columns, values))
     features = table_columns.encode(columns, values)
@@ -108,14 +117,16 @@ def load(
     )
 
 
-def _source(name, target, categorical, drop) -> table_files.Source:
+def _source(name, target, categorical, drop, options) -> table_files.Source:
     if name.startswith(PREFIX):
         return table_files.read(name.removeprefix(PREFIX), target, categorical, drop)
     if name not in DATASETS:
-        raise DataError(f"Expected {', '.join(DATASETS)} or {PREFIX}FILE. Received: {name!r}.")
+        known = [*DATASETS, f"{PREFIX}FILE"]
+        return table_tfds.read(name, target, categorical, drop, options, known)
     if target or categorical or drop:
         raise DataError(
-            f"--target, --categorical and --drop are for {PREFIX}FILE. Received: {name}."
+            f"--target, --categorical and --drop are for {PREFIX}FILE and sets of TFDS. Received: "
+            f"{name}."
         )
     return DATASETS[name]()
 
@@ -145,8 +156,8 @@ def _diabetes() -> table_files.Source:
 DATASETS = {"breast_cancer": _breast_cancer, "diabetes": _diabetes}
 
 
-def _split(labels, task, validation_fraction, seed) -> dict[str, np.ndarray]:
-    """Row numbers of the parts, ascending."""
+def _split(labels, task, validation_fraction, seed, test=None) -> dict[str, np.ndarray]:
+    """Row numbers of the parts, ascending; `test` says which rows are the test's, if any does."""
     if len(labels) < 10:
         raise DataError(f"Expected 10 rows with a target or more. Received: {len(labels)}.")
     classes = labels if task == "classification" else np.zeros(len(labels), int)
@@ -156,6 +167,14 @@ def _split(labels, task, validation_fraction, seed) -> dict[str, np.ndarray]:
         kept, held = pipeline.hold_out(classes[rows], keys, fraction)
         return rows[kept], rows[held]
 
-    train, test = hold_out(np.arange(len(labels)), TEST_FRACTION, seed)
+    rows = np.arange(len(labels))
+    train, tested = (
+        hold_out(rows, TEST_FRACTION, seed) if test is None else (rows[~test], rows[test])
+    )
+    if not len(train) or not len(tested):
+        raise DataError(
+            f"Expected rows with a target in train and test. Received: {len(train)} and "
+            f"{len(tested)}."
+        )
     train, validation = hold_out(train, validation_fraction, seed + 1)
-    return {"train": train, "validation": validation, "test": test}
+    return {"train": train, "validation": validation, "test": tested}

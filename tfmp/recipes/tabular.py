@@ -4,7 +4,7 @@ Examples:
     python -m tfmp.recipes.tabular
     python -m tfmp.recipes.tabular --dataset=diabetes
     python -m tfmp.recipes.tabular --dataset=csv:houses.csv --target=price --drop=id
-    python -m tfmp.recipes.tabular --dataset=csv:people.csv --target=income --categorical=zip
+    python -m tfmp.recipes.tabular --dataset=titanic --drop=name,boat,body --data_dir=DIR
 
 A run leaves `columns.json` beside `model.keras`: the order of the columns, and the categories,
 whose places are their codes.
@@ -40,11 +40,16 @@ class Config(TrainingConfig):
 
     dataset: str = cli.flag(
         "breast_cancer",
-        "breast_cancer (classes) or diabetes (a number), both embedded, or csv:FILE with names of "
-        "columns in its first line; a fifth of the rows is the test set.",
+        "breast_cancer (classes) or diabetes (a number), both embedded, csv:FILE with names of "
+        "columns in its first line, or a table of tensorflow-datasets, such as titanic; a fifth of "
+        "the rows is the test set, where it has none.",
         group="Data",
     )
-    target: str | None = cli.flag(None, "Column to predict, of csv:FILE.", group="Data")
+    target: str | None = cli.flag(
+        None,
+        "Column to predict, of csv:FILE; of tensorflow-datasets by default its own.",
+        group="Data",
+    )
     task: Literal["auto", "classification", "regression"] = cli.flag(
         "auto",
         "What the target is; auto: a number, where it has numbers that are not whole, or more than "
@@ -52,9 +57,9 @@ class Config(TrainingConfig):
         group="Data",
     )
     categorical: tuple[str, ...] = cli.flag(
-        (), "Columns of numbers to take for categories, of csv:FILE.", group="Data"
+        (), "Columns of numbers to take for categories.", group="Data"
     )
-    drop: tuple[str, ...] = cli.flag((), "Columns to leave out, of csv:FILE.", group="Data")
+    drop: tuple[str, ...] = cli.flag((), "Columns to leave out.", group="Data")
 
     model: str = cli.flag("mlp", "The network.", group="Model", choices=tabular.MODELS)
     width: int = cli.flag(128, "Features between the blocks.", group="Model")
@@ -93,6 +98,8 @@ def prepare(config):
             task=config.task,
             categorical=config.categorical,
             drop=config.drop,
+            data_dir=config.data_dir,
+            manual_dir=config.manual_dir,
             validation_fraction=config.validation_fraction,
         )
         if config.weights:

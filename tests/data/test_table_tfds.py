@@ -1,0 +1,141 @@
+"""Tables of tensorflow-datasets: their features as columns, their test part, mistakes."""
+
+import numpy as np
+import pytest
+
+from tfmp import data
+from tfmp.data import tables
+
+ROWS = {"train": 40, "test": 12}
+
+
+def row(i):
+    """A row whose numbers say which one it is."""
+    return {
+        "passenger": {
+            "age": float("nan") if i % 10 == 3 else 20.5 + i,
+            "cabin": ("", "A", "B")[i % 3],
+            "adult": i % 2 == 0,
+        },
+        "port": {"name": ("x", "y")[i % 2], "cabin": i % 4},
+        "lags": [i, -i],
+        "class": ("first", "second", "third")[i % 3],
+        "fare": i * 1.5,
+        "survived": i % 2,
+    }
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A folder with `cruise`, of two splits, `lone`, of one, and `clips`, which is no table."""
+    import tensorflow_datasets as tfds
+
+    f = tfds.features
+    features = f.FeaturesDict(
+        {
+            "passenger": {"age": np.float32, "cabin": f.Text(), "adult": np.bool_},
+            "port": {"name": f.Text(), "cabin": np.int64},
+            "lags": f.Tensor(shape=(2,), dtype=np.int32),
+            "class": f.ClassLabel(names=["first", "second", "third"]),
+            "fare": np.float64,
+            "survived": np.int32,
+        }
+    )
+
+    class Base(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.2.0")
+        splits: dict = {}
+        supervised: tuple | None = ("passenger", "survived")
+        features = None
+
+        def _info(self):
+            keys = {"supervised_keys": self.supervised}
+            return tfds.core.DatasetInfo(builder=self, features=type(self).features, **keys)
+
+        def _split_generators(self, dl_manager):
+            return {split: self._generate_examples(count) for split, count in self.splits.items()}
+
+        def _generate_examples(self, count):
+            yield from ((i, self.example(i)) for i in range(count))
+
+        def example(self, i):
+            return row(i)
+
+    class Cruise(Base, skip_registration=True):
+        name = "cruise"
+
+    class Lone(Base, skip_registration=True):
+        name = "lone"
+        supervised = None
+
+    class Clips(Base, skip_registration=True):
+        name = "clips"
+
+        def example(self, i):
+            return {"clip": np.zeros((2, 3), np.float32), "label": 0}
+
+    Cruise.splits, Lone.splits, Clips.splits = {**ROWS, "extra": 2}, {"train": 50}, {"train": 2}
+    Cruise.features = Lone.features = features
+    Clips.features = f.FeaturesDict(
+        {"clip": f.Tensor(shape=(2, 3), dtype=np.float32), "label": np.int32}
+    )
+    place = tmp_path_factory.mktemp("tfds")
+    for kind in (Cruise, Lone, Clips):
+        kind(data_dir=place).download_and_prepare()
+    return place
+
+
+def load(prepared, name="cruise", **options):
+    return tables.load(name, data_dir=str(prepared), **options)
+
+
+def numbers(table, part):
+    """The rows of a part, by their fares, with their labels."""
+    features, labels, weights = next(getattr(table, part)(64).as_numpy_iterator())
+    place = list(table.columns.numeric).index("fare")
+    kept = weights > 0
+    return (features["numeric"][kept, place] / 1.5).round().astype(int), labels[kept], features
+
+
+def test_columns_are_features_and_the_test_part_is_the_sets_own(prepared):
+    table = load(prepared, validation_fraction=0.25)
+    assert table.task == "classification" and table.class_names == ("0", "1")
+    assert table.sizes == {"train": 30, "validation": 10, "test": 12}
+    assert list(table.columns.numeric) == ["fare", "lags_0", "lags_1", "age", "port/cabin"]
+    assert list(table.columns.categorical) == ["class", "adult", "passenger/cabin", "name"]
+    rows, labels, features = numbers(table, "test")
+    assert sorted(rows) == list(range(12))
+    np.testing.assert_array_equal(labels, rows % 2)
+    known = features["numeric"][: len(rows)]
+    np.testing.assert_array_equal(known[:, 1], rows)
+    np.testing.assert_array_equal(known[:, 2], -rows)
+    np.testing.assert_array_equal(np.isnan(known[:, 3]), rows % 10 == 3)
+    assert "the split 'extra' is not read" in table.notes
+    assert table.origin == "cruise/1.2.0"
+
+
+def test_a_set_without_test_part_holds_a_fifth_out(prepared):
+    table = load(
+        prepared, "lone", target="class", drop=("lags_0", "name"), categorical=("port/cabin",)
+    )
+    assert table.class_names == ("first", "second", "third")
+    assert table.sizes["test"] == 9 and sum(table.sizes.values()) == 50
+    assert table.columns.categorical["port/cabin"] == ("0", "1", "2", "3")
+    assert not {"lags_0", "name", "class"} & {*table.columns.numeric, *table.columns.categorical}
+    assert load(prepared, "lone", target="fare").task == "regression"
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("lone", {}, "needs --target, one of class, fare, lags, adult, age"),
+        ("clips", {}, r"clips, whose clip are Tensor of \(2, 3\)"),
+        ("cruise", {"target": "cabin"}, "--target: expected a column of cruise.* Did you mean"),
+        ("cruise", {"drop": ("lags",)}, "--drop: expected a column of cruise"),
+        ("cruise", {"drop": ("survived",)}, "other columns than the target 'survived'"),
+        ("cruises", {}, "breast_cancer, diabetes, csv:FILE or a data set that TFDS knows"),
+    ],
+)
+def test_mistakes(prepared, name, options, said):
+    with pytest.raises(data.DataError, match=said):
+        load(prepared, name, **options)
