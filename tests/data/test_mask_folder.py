@@ -168,6 +168,10 @@ def alike_names(place):
     (place / "classes.txt").write_text("a\na\nb\n")
 
 
+def names_in_another_encoding(place):
+    (place / "classes.txt").write_text("sol\nb\u00e2timent\ntoit\n", encoding="latin-1")
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
@@ -183,6 +187,7 @@ def alike_names(place):
         (no_mask, r"mask that can be read.*im3\.png"),
         (cut, r"mask that can be read.*im3\.png"),
         (alike_names, "by names. Received: a, a, b"),
+        (names_in_another_encoding, r"in UTF-8. Received: .*classes\.txt: 'utf-8' codec"),
     ],
 )
 def test_a_mistake_is_one_line_with_the_file(tmp_path, damage, said):

@@ -166,7 +166,13 @@ def _classes(root: Path, values: dict[str, np.ndarray]):
             notes = ("pixels of 255 are of no class, and don't count",)
         occur = occur[occur != VOID]
     if (root / NAMES).is_file():
-        text = (root / NAMES).read_text(encoding="utf-8-sig")
+        try:
+            text = (root / NAMES).read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"Expected names of classes in UTF-8. Received: {root / NAMES}: {error}. Save the "
+                "file in UTF-8."
+            ) from error
         names = tuple(line.strip() for line in text.splitlines() if line.strip())
     else:
         names = tuple(map(str, range(int(occur.max(initial=0)) + 1)))
