@@ -1,11 +1,14 @@
 """Folders of images and masks: values as they are stored, what is held out, mistakes."""
 
+import re
+
 import numpy as np
 import PIL.Image
 import pytest
+import tensorflow as tf
 
 from tfmp import data
-from tfmp.data import masks
+from tfmp.data import crops, masks
 
 RNG = np.random.default_rng(0)
 SIZE = (6, 8)
@@ -115,6 +118,25 @@ def test_the_same_files_are_the_same_data(tmp_path):
     )
     write(tmp_path / "b", "one_more", drawn())
     assert masks.load(f"folder:{tmp_path / 'b'}").origin != first.origin
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (lambda file: file.unlink(), "No such file or directory"),
+        (lambda file: file.write_bytes(file.read_bytes()[:60]), ".*"),
+    ],
+)
+def test_a_mask_that_is_gone_or_cut_during_training_is_one_line(tmp_path, harm, said):
+    folder(tmp_path, 6)
+    loaded = masks.load(f"folder:{tmp_path}")
+    for file in (tmp_path / "masks").iterdir():
+        harm(file)
+    with pytest.raises(tf.errors.OpError) as raised:
+        list(loaded.test(1))
+    message = crops.damage(raised.value)
+    assert message is not None and "\n" not in message
+    assert re.fullmatch(rf"Decode: {tmp_path}/masks/im\d\.png: {said}", message)
 
 
 def without_masks(place):

@@ -38,7 +38,7 @@ def damage(error: tf.errors.OpError) -> str | None:
     """
     if not isinstance(error, READ_ERRORS) or not READS.search(error.message):
         return None
-    return re.sub(r"^(\{\{\w+ [^}]*\}\} ?)+", "", error.message.splitlines()[0])
+    return re.sub(r"^(\{\{\w+ [^}]*\}\} ?)+(ValueError: )?", "", error.message.splitlines()[0])
 
 
 def is_large(shape: tuple[int, int, int]) -> bool:

@@ -14,6 +14,7 @@ as they are.
 """
 
 import hashlib
+import os
 from collections.abc import Callable
 from concurrent import futures
 from pathlib import Path
@@ -33,6 +34,8 @@ NO_CLASS = -1
 NAMES = "classes.txt"
 MODES = ("1", "L", "P")
 FORMATS = ("PNG", "BMP", "TIFF")  # a GIF's writer may number its palette anew
+# What Pillow raises of a file that is gone or damaged, and `_read` of a mask.
+UNREADABLE = (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError)
 
 
 def load(path: str, options: Options) -> Data:
@@ -135,12 +138,21 @@ def _read(path: str) -> np.ndarray:
         return np.asarray(image, np.uint8)
 
 
+def _read_again(path: bytes) -> np.ndarray:
+    """`_read` in a pipeline, whose errors `tfmp.data.crops.damage` knows by their first word."""
+    try:
+        return _read(os.fsdecode(path))
+    except UNREADABLE as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"Decode: {os.fsdecode(path)}: {reason}") from None
+
+
 def _values(pair, header) -> tuple[np.ndarray, str]:
     """The values that occur in a mask, which has to be of its image's size, and its checksum."""
     image, mask = pair
     try:
         pixels = _read(mask)
-    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise DataError(f"Expected a mask that can be read. Received: {mask}: {error}.") from error
     if pixels.shape != (header.height, header.width):
         raise DataError(
@@ -206,7 +218,7 @@ def _decoder(table: np.ndarray, shape: tuple[int, int, int], alike: bool) -> Cal
     def decode(image, mask):
         pixels = tf.io.decode_image(tf.io.read_file(image), channels, expand_animations=False)
         # Pillow, since TensorFlow would give the colors of a palette.
-        values = tf.numpy_function(_read, [mask], tf.uint8, stateful=False)
+        values = tf.numpy_function(_read_again, [mask], tf.uint8, stateful=False)
         values.set_shape([None, None])
         classes = tf.gather(tf.constant(table), tf.cast(values, tf.int32))[..., None]
         if not alike:
