@@ -1,6 +1,8 @@
 """Folders of images and masks: values as they are stored, what is held out, mistakes."""
 
 import re
+import struct
+import zlib
 
 import numpy as np
 import PIL.Image
@@ -190,6 +192,22 @@ def alike_names(place):
     (place / "classes.txt").write_text("a\na\nb\n")
 
 
+def of_two_bits(place):
+    header = struct.pack(">IIBBBBB", SIZE[1], SIZE[0], 2, 0, 0, 0, 0)
+    rows = (b"\0" + b"\3" * (SIZE[1] // 4)) * SIZE[0]
+    found = b"\x89PNG\r\n\x1a\n"
+    for kind, content in ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")):
+        end = struct.pack(">I", zlib.crc32(kind + content))
+        found += struct.pack(">I", len(content)) + kind + content + end
+    (place / "masks" / "im3.png").write_bytes(found)
+
+
+def white_is_zero(place):
+    (place / "masks" / "im3.png").unlink()
+    image = PIL.Image.fromarray(drawn())
+    image.save(place / "masks" / "im3.tiff", tiffinfo={262: 0})
+
+
 def names_in_another_encoding(place):
     (place / "classes.txt").write_text("sol\nb\u00e2timent\ntoit\n", encoding="latin-1")
 
@@ -209,6 +227,8 @@ def names_in_another_encoding(place):
         (no_mask, r"mask that can be read.*im3\.png"),
         (cut, r"mask that can be read.*im3\.png"),
         (alike_names, "by names. Received: a, a, b"),
+        (of_two_bits, r"im3\.png: its grays are not stored as 0 to 255"),
+        (white_is_zero, r"im3\.tiff: its grays are not stored as 0 to 255"),
         (names_in_another_encoding, r"in UTF-8. Received: .*classes\.txt: 'utf-8' codec"),
     ],
 )

@@ -135,6 +135,12 @@ def _read(path: str) -> np.ndarray:
                 f"its mode is {image.mode}; save it in gray (L) or with a palette (P), a pixel's "
                 "class its value"
             )
+        arguments = (image.tile[0].args if image.tile else None) or "L"
+        stored = arguments if isinstance(arguments, str) else arguments[0]
+        if image.mode == "L" and stored != "L":
+            # Pillow spreads grays of 2 bits to 0, 85, 170 and 255, and turns those of TIFF's
+            # "white is zero" round.
+            raise ValueError("its grays are not stored as 0 to 255, black to white, in 8 bits each")
         return np.asarray(image, np.uint8)
 
 
