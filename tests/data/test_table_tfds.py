@@ -1,5 +1,7 @@
 """Tables of tensorflow-datasets: their features as columns, their test part, mistakes."""
 
+from typing import ClassVar
+
 import numpy as np
 import pytest
 
@@ -27,7 +29,7 @@ def row(i):
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """A folder with `cruise`, of two splits, `lone`, of one, and `clips`, which is no table."""
+    """A folder with `cruise`, of two splits, `lone` and `odd`, of one, and `clips`, no table."""
     import tensorflow_datasets as tfds
 
     f = tfds.features
@@ -41,6 +43,7 @@ def prepared(tmp_path_factory):
             "survived": np.int32,
         }
     )
+    odd = {"x": np.float32, "rate": np.float64, "grade": f.Text()}
 
     class Base(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version("1.2.0")
@@ -74,13 +77,23 @@ def prepared(tmp_path_factory):
         def example(self, i):
             return {"clip": np.zeros((2, 3), np.float32), "label": 0}
 
+    class Odd(Base, skip_registration=True):
+        name = "odd"
+        supervised = None
+        splits: ClassVar = {"train": 30}
+        features = f.FeaturesDict(odd)
+
+        def example(self, i):
+            grade = "none yet" if i % 10 == 3 else str(i % 3)
+            return {"x": i, "rate": np.inf if i == 3 else i / 2, "grade": grade}
+
     Cruise.splits, Lone.splits, Clips.splits = {**ROWS, "extra": 2}, {"train": 50}, {"train": 2}
     Cruise.features = Lone.features = features
     Clips.features = f.FeaturesDict(
         {"clip": f.Tensor(shape=(2, 3), dtype=np.float32), "label": np.int32}
     )
     place = tmp_path_factory.mktemp("tfds")
-    for kind in (Cruise, Lone, Clips):
+    for kind in (Cruise, Lone, Clips, Odd):
         kind(data_dir=place).download_and_prepare()
     return place
 
@@ -133,9 +146,21 @@ def test_a_set_without_test_part_holds_a_fifth_out(prepared):
         ("cruise", {"target": "cabin"}, "--target: expected a column of cruise.* Did you mean"),
         ("cruise", {"drop": ("lags",)}, "--drop: expected a column of cruise"),
         ("cruise", {"drop": ("survived",)}, "other columns than the target 'survived'"),
+        ("odd", {"target": "rate"}, "finite numbers in the target 'rate'. Received: 'inf'. Mend"),
+        (
+            "odd",
+            {"target": "grade", "task": "regression", "drop": ("rate",)},
+            "Received: 'none yet'. Mend the cell",
+        ),
         ("cruises", {}, "breast_cancer, diabetes, csv:FILE or a data set that TFDS knows"),
     ],
 )
 def test_mistakes(prepared, name, options, said):
     with pytest.raises(data.DataError, match=said):
         load(prepared, name, **options)
+
+
+def test_a_target_of_numbers_and_a_word_is_of_classes(prepared):
+    table = load(prepared, "odd", target="grade", drop=("rate",))
+    assert table.class_names == ("0", "1", "2", "none yet")
+    assert "'grade' is of classes, since 'none yet' is no number" in table.notes

@@ -132,6 +132,11 @@ def shown(text: str) -> str:
     return repr(str(text) if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + "...")
 
 
+def in_line(lines: list[int], row: int) -> str:
+    """Where a row is, in a sentence; empty where there is no file."""
+    return f" in line {lines[row]}" if lines else ""
+
+
 def known(column: list[str]) -> np.ndarray:
     """[rows] of str, "" where a value is missing."""
     # Of dtype str each row would take the room of the longest.

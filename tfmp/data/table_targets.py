@@ -55,8 +55,9 @@ def find(texts, lines, name, task) -> Target:
     if numbers is not None and np.isinf(numbers).any():
         row = int(np.isinf(numbers).argmax())
         raise DataError(
-            f"Expected finite numbers in the target {name!r}. Received: {texts[row]!r} in line "
-            f"{lines[row]}. Mend the cell, or empty it, which leaves its row out."
+            f"Expected finite numbers in the target {name!r}. Received: {texts[row]!r}"
+            f"{table_files.in_line(lines, row)}. Mend the cell, or empty it, which leaves its row "
+            "out."
         )
     classes = texts.tolist()
     if numbers is not None:
@@ -78,7 +79,8 @@ def _of_classes(classes, texts, lines, name) -> Target:
     notes = []
     if (odd := table_files.stranger(texts)) is not None:
         cell = table_files.shown(texts[odd])
-        notes.append(f"{name!r} is of classes, since {cell} in line {lines[odd]} is no number")
+        place = table_files.in_line(lines, odd)
+        notes.append(f"{name!r} is of classes, since {cell}{place} is no number")
     counts = collections.Counter(classes)
     rare = min(counts, key=lambda text: counts[text])
     if counts[rare] < 3:
@@ -111,7 +113,7 @@ def _checked(numbers, texts, lines, name) -> np.ndarray:
         advice = "Mend the cell, or empty it, which leaves its row out."
         if table_files.stranger(texts) is None:
             advice = "Mend the column, or take --task=classification."
-        place = f" in line {lines[row]}" if lines else ""
+        place = table_files.in_line(lines, row)
         raise DataError(
             f"Expected numbers, such as 1234.5, in the target {name!r} of a regression. Received: "
             f"{table_files.shown(texts[row])}{place}. {advice}"
