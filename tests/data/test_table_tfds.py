@@ -43,7 +43,15 @@ def prepared(tmp_path_factory):
             "survived": np.int32,
         }
     )
-    odd = {"x": np.float32, "rate": np.float64, "grade": f.Text()}
+    odd = {
+        "x": np.float32,
+        "rate": np.float64,
+        "grade": f.Text(),
+        "known": f.ClassLabel(names=["no", "yes"]),
+        "said": f.Text(),
+        "share": np.float32,
+        "key": np.int64,
+    }
 
     class Base(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version("1.2.0")
@@ -85,7 +93,15 @@ def prepared(tmp_path_factory):
 
         def example(self, i):
             grade = "none yet" if i % 10 == 3 else str(i % 3)
-            return {"x": i, "rate": np.inf if i == 3 else i / 2, "grade": grade}
+            return {
+                "x": i,
+                "rate": np.inf if i == 3 else i / 2,
+                "grade": grade,
+                "known": -1 if i % 10 == 3 else i % 2,
+                "said": ("left", "None", "right")[i % 3],
+                "share": i % 3 / 10,
+                "key": np.int64(2**60 + i % 3),
+            }
 
     Cruise.splits, Lone.splits, Clips.splits = {**ROWS, "extra": 2}, {"train": 50}, {"train": 2}
     Cruise.features = Lone.features = features
@@ -164,3 +180,21 @@ def test_a_target_of_numbers_and_a_word_is_of_classes(prepared):
     table = load(prepared, "odd", target="grade", drop=("rate",))
     assert table.class_names == ("0", "1", "2", "none yet")
     assert "'grade' is of classes, since 'none yet' is no number" in table.notes
+
+
+def test_rows_without_a_target_are_said(prepared):
+    table = load(prepared, "odd", target="known", drop=("rate",))
+    assert sum(table.sizes.values()) == 27
+    assert "3 rows have no known (nothing in 3), and are left out" in table.notes
+    table = load(prepared, "odd", target="said", drop=("rate",))
+    assert table.class_names == ("left", "right") and sum(table.sizes.values()) == 20
+    assert "10 rows have no said ('None' in 10), and are left out" in table.notes
+
+
+def test_numbers_as_texts_have_their_own_digits(prepared):
+    keys = tuple(str(2**60 + i) for i in range(3))
+    table = load(prepared, "odd", target="key", drop=("rate",), categorical=("share",))
+    assert table.class_names == keys
+    assert table.columns.categorical["share"] == ("0", "0.1", "0.2")
+    table = load(prepared, "odd", target="known", drop=("rate",), categorical=("key",))
+    assert table.columns.categorical["key"] == keys

@@ -150,7 +150,7 @@ def _left_out(target, there, texts):
     Raises:
         DataError: Among words comes more than once what may be a word, or say that there is none.
     """
-    left_out = collections.Counter(x for x, text in zip(there, texts, strict=True) if not text)
+    left_out = without_target(there, texts)
     unclear = {x: n for x, n in left_out.items() if x and n > 1 and not NAN.fullmatch(x)}
     if unclear and numbers(texts) is None and stranger(texts) is None:
         text, count = max(unclear.items(), key=lambda item: item[1])
@@ -159,6 +159,16 @@ def _left_out(target, there, texts):
             f"Received: {text!r} in {count} rows, which may mean that it is missing, or be a "
             "class. Empty these cells, which leaves their rows out, or rename the class."
         )
+    yield from left_out_notes(target, left_out)
+
+
+def without_target(there, texts) -> collections.Counter:
+    """In how many rows what stands for a missing target, of [rows] cells and `known` of them."""
+    return collections.Counter(x for x, text in zip(there, texts, strict=True) if not text)
+
+
+def left_out_notes(target, left_out):
+    """The sentence for the user, where there is any, of what `without_target` has counted."""
     if left_out:
         listed = ", ".join(f"{x!r} in {n}" if x else f"nothing in {n}" for x, n in left_out.items())
         yield f"{left_out.total()} rows have no {target} ({listed}), and are left out"

@@ -52,7 +52,7 @@ def read(
     table_files.check_columns(name, list(found), target, categorical, drop)
     notes = tuple(f"the split {x!r} is not read" for x in sorted(have - {"train", "test"}))
     columns = {
-        key: _as_texts(x) if key in categorical else x
+        key: _column(x, features.get(key), key in categorical)
         for key, x in found.items()
         if key != target and key not in drop
     }
@@ -60,9 +60,12 @@ def read(
         if x.dtype != object and np.isinf(x).any():
             raise DataError(f"Expected finite numbers in the column {key!r} of {name}.")
     rows = [len(part[target]) for part in parts]
+    texts = _column(found[target], features.get(target), as_texts=True)
+    there = found[target] if found[target].dtype == object else texts
+    notes += (*table_files.left_out_notes(target, table_files.without_target(there, texts)),)
     return table_files.Source(
         columns,
-        _as_texts(found[target]),
+        texts,
         target,
         test=np.repeat([False, True], rows) if len(rows) > 1 else None,
         origin=builder.info.full_name,
@@ -101,7 +104,7 @@ def _features(name, features):
 
 
 def _columns(builder, split, features):
-    """All columns of a split: float64, or str as `table_files.known` has them."""
+    """All columns of a split, as TFDS has them, but for texts, which are str."""
     import tensorflow_datasets as tfds
 
     batches = builder.as_dataset(split=split, shuffle_files=False).batch(ROWS)
@@ -112,30 +115,40 @@ def _columns(builder, split, features):
             for key in place:
                 values = values[key]
             gathered[name].append(values)
-    columns = {}
-    for name, (_, feature) in features.items():
-        values = np.concatenate(gathered[name])
-        if isinstance(feature, tfds.features.ClassLabel):
-            texts = ["" if x < 0 else feature.int2str(int(x)) for x in values]
-            columns[name] = np.array(texts, object)
-        elif values.dtype == object:
-            columns[name] = table_files.known([x.decode(errors="replace") for x in values])
-        elif values.dtype == bool:
-            columns[name] = np.where(values, "true", "false").astype(object)
-        elif values.ndim == 2:
+    columns: dict[str, np.ndarray] = {}
+    for name, parts in gathered.items():
+        values = np.concatenate(parts)
+        if values.ndim == 2:
             width = len(str(values.shape[1] - 1))
-            for i, column in enumerate(values.T):
-                columns[f"{name}_{i:0{width}}"] = column.astype(np.float64)
+            columns |= {f"{name}_{i:0{width}}": x for i, x in enumerate(values.T)}
+        elif values.dtype == object:
+            columns[name] = np.array([x.decode(errors="replace") for x in values], object)
         else:
-            columns[name] = values.astype(np.float64)
+            columns[name] = values
     return columns
 
 
-def _as_texts(column):
-    """A column as texts, "" where a value is missing; whole numbers without a point."""
-    if column.dtype == object:
-        return column
-    texts = [
-        "" if np.isnan(x) else str(int(x)) if x.is_integer() else repr(x) for x in column.tolist()
-    ]
+def _column(values, found, as_texts):
+    """A column as `table_files.Source` has it.
+
+    Args:
+        values: [rows], as of `_columns`.
+        found: Its place and feature, as of `_features`; None of a number in a vector.
+        as_texts: Whether numbers become texts, too: whole ones without a point.
+    """
+    import tensorflow_datasets as tfds
+
+    if found and isinstance(found[1], tfds.features.ClassLabel):
+        return np.array(["" if x < 0 else found[1].int2str(int(x)) for x in values], object)
+    if values.dtype == object:
+        return table_files.known(values.tolist())
+    if values.dtype == bool:
+        return np.where(values, "true", "false").astype(object)
+    if not as_texts:
+        return values.astype(np.float64)
+    # Of the set's own dtype: float64 has not all of 64 bits, and more digits than a float32 has.
+    texts = values.astype(str).tolist()
+    if values.dtype.kind == "f":
+        for i, x in enumerate(values.tolist()):
+            texts[i] = "" if np.isnan(x) else str(int(x)) if x.is_integer() else texts[i]
     return np.array(texts, object)
