@@ -4,9 +4,10 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tfmp import data
-from tfmp.data import tables
+from tfmp.data import table_tfds, tables
 
 ROWS = {"train": 40, "test": 12}
 
@@ -198,3 +199,13 @@ def test_numbers_as_texts_have_their_own_digits(prepared):
     assert table.columns.categorical["share"] == ("0", "0.1", "0.2")
     table = load(prepared, "odd", target="known", drop=("rate",), categorical=("key",))
     assert table.columns.categorical["key"] == keys
+
+
+def test_a_number_of_a_vector_and_a_feature_of_one_name_are_refused():
+    class Builder:
+        def as_dataset(self, **_):
+            return tf.data.Dataset.from_tensor_slices({"x": [[1, 2]], "x_0": [3]})
+
+    features = {name: ((name,), None) for name in ("x", "x_0")}
+    with pytest.raises(data.DataError, match="'x_0', a number of 'x' and a feature of its own"):
+        table_tfds._columns(Builder(), "train", features)

@@ -165,8 +165,7 @@ def _values(pair, header) -> tuple[np.ndarray, str]:
             f"Expected a mask of {header.height}x{header.width} pixels, as {image}. Received: "
             f"{mask} of {pixels.shape[0]}x{pixels.shape[1]}."
         )
-    occur = np.flatnonzero(np.bincount(pixels.ravel(), minlength=256))
-    return occur, hashlib.sha256(pixels.tobytes()).hexdigest()
+    return np.unique(pixels), hashlib.sha256(pixels.tobytes()).hexdigest()
 
 
 def _classes(root: Path, values: dict[str, np.ndarray]):

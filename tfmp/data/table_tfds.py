@@ -120,7 +120,13 @@ def _columns(builder, split, features):
         values = np.concatenate(parts)
         if values.ndim == 2:
             width = len(str(values.shape[1] - 1))
-            columns |= {f"{name}_{i:0{width}}": x for i, x in enumerate(values.T)}
+            numbered = {f"{name}_{i:0{width}}": x for i, x in enumerate(values.T)}
+            if taken := sorted(numbered.keys() & features.keys()):
+                raise DataError(
+                    f"Expected columns of different names. Received: {taken[0]!r}, a number of "
+                    f"{name!r} and a feature of its own."
+                )
+            columns |= numbered
         elif values.dtype == object:
             columns[name] = np.array([x.decode(errors="replace") for x in values], object)
         else:
