@@ -33,7 +33,7 @@ def load(name: str, options: Options, also_known: list[str]) -> Data:
             neither prepared nor can be.
     """
     source = prepared(name, options, also_known)
-    train, validation, test = _splits(name, source)
+    train, validation, test = _splits(name, source, options)
     shape, in_memory = _shape(source, train, options.image_size)
     small = "crop_flip" if source.builder.name in MIRRORED else "crop"
     augmentation = "flip" if crops.is_large(shape) else small
@@ -68,7 +68,7 @@ def test_feature(name: str, feature: str, options: Options) -> list[str]:
         raise DataError(
             f"Expected a feature of {name} out of {', '.join(known)}. Received: {feature!r}."
         )
-    train, _, test = _splits(name, source)
+    train, _, test = _splits(name, source, options)
     if test is None:
         raise DataError(
             f"Expected a labeled test split, to have the feature {feature!r}. Received: {name}, "
@@ -204,6 +204,20 @@ def prepared(name: str, options: Options, also_known: list[str]) -> "Source":
     return Source(builder, *keys)
 
 
+def splits(name: str, builder, options: Options) -> set[str]:
+    """Names of the splits with examples, "train" among them; the set is prepared if it isn't.
+
+    Raises:
+        DataError: It can't be prepared, or has no train split.
+    """
+    if not builder.info.splits:
+        prepare.prepare(name, builder, options)
+    have = {split for split, info in builder.info.splits.items() if info.num_examples}
+    if "train" not in have:
+        raise DataError(f"Expected {name} to have a train split. Received: {sorted(have)}.")
+    return have
+
+
 def open_builder(name, data_dir, also_known):
     import tensorflow_datasets as tfds
 
@@ -245,11 +259,9 @@ def _keys(name, info):
     return images[0], labels[0]
 
 
-def _splits(name, source):
+def _splits(name, source, options):
     """Names of the training, validation and test split; None for what is held out of train."""
-    have = {split for split, info in source.splits.items() if info.num_examples}
-    if "train" not in have:
-        raise DataError(f"Expected {name} to have a train split. Received: {sorted(have)}.")
+    have = splits(name, source.builder, options)
     validation = "validation" if "validation" in have else None
     if "test" in have and _labeled(source, "test"):
         return "train", validation, "test"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tfmp.data import csv_files, docstrings, from_tfds, memory, pipeline, prepare
+from tfmp.data import csv_files, docstrings, from_tfds, memory, pipeline
 from tfmp.data.base import Data, DataError, Options
 
 WORD = re.compile(r"[a-z0-9_]+|[^\sa-z0-9_]")
@@ -161,16 +161,12 @@ def _from_tfds(name, options, arrays):
             f"Expected a data set of texts and one label. Received: {name}, of "
             f"{', '.join(features) or type(builder.info.features).__name__}."
         )
-    if not builder.info.splits:
-        prepare.prepare(name, builder, options)
+    have = from_tfds.splits(name, builder, options)
 
     def read(split):
         examples = builder.as_dataset(split=split, shuffle_files=False).as_numpy_iterator()
         pairs = [(b"\n".join(x[key] for key in texts), x[labels[0]]) for x in examples]
         return arrays([text.decode(errors="replace") for text, _ in pairs], [y for _, y in pairs])
 
-    have = {split for split, info in builder.info.splits.items() if info.num_examples}
-    if "train" not in have:
-        raise DataError(f"Expected {name} to have a train split. Received: {sorted(have)}.")
     test = read("test") if "test" in have else None
     return read("train"), test, tuple(features[labels[0]].names), builder.info.full_name

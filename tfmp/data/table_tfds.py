@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tfmp.data import from_tfds, prepare, table_files
+from tfmp.data import from_tfds, table_files
 from tfmp.data.base import DataError, Options
 
 ROWS = 4096  # read at once
@@ -42,11 +42,7 @@ def read(
             raise DataError(
                 f"--dataset={name} needs --target, one of {table_files.listed(list(features))}."
             )
-    if not builder.info.splits:
-        prepare.prepare(name, builder, options)
-    have = {split for split, info in builder.info.splits.items() if info.num_examples}
-    if "train" not in have:
-        raise DataError(f"Expected {name} to have a train split. Received: {sorted(have)}.")
+    have = from_tfds.splits(name, builder, options)
     parts = [_columns(builder, split, features) for split in ("train", "test") if split in have]
     found = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     table_files.check_columns(name, list(found), target, categorical, drop)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from tfmp.data import from_tfds, pipeline, prepare, python_reference
+from tfmp.data import from_tfds, pipeline, python_reference
 from tfmp.data.base import Data, DataError, Options
 
 BYTES = 256
@@ -171,11 +171,7 @@ def _from_tfds(name, options):
             f"Expected a data set with a feature 'text'. Received: {name}, which has "
             f"{', '.join(features) if hasattr(features, 'keys') else features}."
         )
-    if not builder.info.splits:
-        prepare.prepare(name, builder, options)
-    have = {split for split, info in builder.info.splits.items() if info.num_examples}
-    if "train" not in have:
-        raise DataError(f"Expected {name} to have a train split. Received: {sorted(have)}.")
+    have = from_tfds.splits(name, builder, options)
     found = {part: _read(builder, part) for part in MOST_BYTES if part in have}
     if "test" not in found and "validation" in found:
         found["test"] = found.pop("validation")
