@@ -116,6 +116,22 @@ def run_fresh():
     return run
 
 
+@pytest.fixture
+def twice():
+    """A layer of a user's own, registered as `theirs>Twice`, and the source of its module."""
+    source = """
+import keras
+
+@keras.saving.register_keras_serializable("theirs")
+class Twice(keras.layers.Layer):
+    def call(self, x):
+        return 2 * x
+"""
+    space: dict = {}
+    exec(compile(source, "theirs", "exec"), space)
+    return space["Twice"], source
+
+
 @pytest.fixture(scope="session")
 def deterministic():
     """Whether operations were deterministic before all tests."""

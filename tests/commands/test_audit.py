@@ -192,25 +192,14 @@ def test_half_weights_are_no_master_weights(tmp_path, in_process):
         run(tmp_path / "half.keras")
 
 
-OWN = """
-import keras
-
-@keras.saving.register_keras_serializable("theirs")
-class Twice(keras.layers.Layer):
-    def call(self, x):
-        return 2 * x
-"""
-
-
-def test_classes_of_its_own_are_named(tmp_path, monkeypatch, in_process):
+def test_classes_of_its_own_are_named(tmp_path, monkeypatch, in_process, twice):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "theirs.py").write_text(OWN)
-    space: dict = {}
-    exec(compile(OWN, "theirs", "exec"), space)
+    layer, source = twice
+    (tmp_path / "theirs.py").write_text(source)
     inputs = keras.Input((4,))
     with policies.scope("mixed_float16"):
-        model = keras.Model(inputs, keras.layers.Dense(1)(space["Twice"]()(inputs)))
+        model = keras.Model(inputs, keras.layers.Dense(1)(layer()(inputs)))
     tfmp.compile(model, "sgd", loss="mse").save("own.keras")
     keras.saving.get_custom_objects().pop("theirs>Twice")
     said = r"its own \(theirs>Twice\): name the modules .* --modules"

@@ -1,7 +1,5 @@
 """Tables of tensorflow-datasets: their features as columns, their test part, mistakes."""
 
-from typing import ClassVar
-
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -28,22 +26,57 @@ def row(i):
     }
 
 
+def odd_row(i):
+    """A row of what is no plain number, text or class."""
+    return {
+        "x": i,
+        "rate": np.inf if i == 3 else i / 2,
+        "grade": "none yet" if i % 10 == 3 else str(i % 3),
+        "known": -1 if i % 10 == 3 else i % 2,
+        "said": ("left", "None", "right")[i % 3],
+        "share": i % 3 / 10,
+        "key": np.int64(2**60 + i % 3),
+    }
+
+
+def clip(_):
+    return {"clip": np.zeros((2, 3), np.float32), "label": 0}
+
+
+def write(place, called, features, example, splits, supervised=None):
+    """Prepares a set of that name as TFDS does: of each split the first examples."""
+    import tensorflow_datasets as tfds
+
+    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.2.0")
+        name = called
+
+        def _info(self):
+            known = tfds.features.FeaturesDict(features)
+            return tfds.core.DatasetInfo(builder=self, features=known, supervised_keys=supervised)
+
+        def _split_generators(self, dl_manager):
+            return {split: self._generate_examples(count) for split, count in splits.items()}
+
+        def _generate_examples(self, count):
+            yield from ((i, example(i)) for i in range(count))
+
+    Builder(data_dir=place).download_and_prepare()
+
+
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     """A folder with `cruise`, of two splits, `lone` and `odd`, of one, and `clips`, no table."""
-    import tensorflow_datasets as tfds
+    from tensorflow_datasets import features as f
 
-    f = tfds.features
-    features = f.FeaturesDict(
-        {
-            "passenger": {"age": np.float32, "cabin": f.Text(), "adult": np.bool_},
-            "port": {"name": f.Text(), "cabin": np.int64},
-            "lags": f.Tensor(shape=(2,), dtype=np.int32),
-            "class": f.ClassLabel(names=["first", "second", "third"]),
-            "fare": np.float64,
-            "survived": np.int32,
-        }
-    )
+    columns = {
+        "passenger": {"age": np.float32, "cabin": f.Text(), "adult": np.bool_},
+        "port": {"name": f.Text(), "cabin": np.int64},
+        "lags": f.Tensor(shape=(2,), dtype=np.int32),
+        "class": f.ClassLabel(names=["first", "second", "third"]),
+        "fare": np.float64,
+        "survived": np.int32,
+    }
     odd = {
         "x": np.float32,
         "rate": np.float64,
@@ -53,65 +86,12 @@ def prepared(tmp_path_factory):
         "share": np.float32,
         "key": np.int64,
     }
-
-    class Base(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        VERSION = tfds.core.Version("1.2.0")
-        splits: dict = {}
-        supervised: tuple | None = ("passenger", "survived")
-        features = None
-
-        def _info(self):
-            keys = {"supervised_keys": self.supervised}
-            return tfds.core.DatasetInfo(builder=self, features=type(self).features, **keys)
-
-        def _split_generators(self, dl_manager):
-            return {split: self._generate_examples(count) for split, count in self.splits.items()}
-
-        def _generate_examples(self, count):
-            yield from ((i, self.example(i)) for i in range(count))
-
-        def example(self, i):
-            return row(i)
-
-    class Cruise(Base, skip_registration=True):
-        name = "cruise"
-
-    class Lone(Base, skip_registration=True):
-        name = "lone"
-        supervised = None
-
-    class Clips(Base, skip_registration=True):
-        name = "clips"
-
-        def example(self, i):
-            return {"clip": np.zeros((2, 3), np.float32), "label": 0}
-
-    class Odd(Base, skip_registration=True):
-        name = "odd"
-        supervised = None
-        splits: ClassVar = {"train": 30}
-        features = f.FeaturesDict(odd)
-
-        def example(self, i):
-            grade = "none yet" if i % 10 == 3 else str(i % 3)
-            return {
-                "x": i,
-                "rate": np.inf if i == 3 else i / 2,
-                "grade": grade,
-                "known": -1 if i % 10 == 3 else i % 2,
-                "said": ("left", "None", "right")[i % 3],
-                "share": i % 3 / 10,
-                "key": np.int64(2**60 + i % 3),
-            }
-
-    Cruise.splits, Lone.splits, Clips.splits = {**ROWS, "extra": 2}, {"train": 50}, {"train": 2}
-    Cruise.features = Lone.features = features
-    Clips.features = f.FeaturesDict(
-        {"clip": f.Tensor(shape=(2, 3), dtype=np.float32), "label": np.int32}
-    )
+    clips = {"clip": f.Tensor(shape=(2, 3), dtype=np.float32), "label": np.int32}
     place = tmp_path_factory.mktemp("tfds")
-    for kind in (Cruise, Lone, Clips, Odd):
-        kind(data_dir=place).download_and_prepare()
+    write(place, "cruise", columns, row, {**ROWS, "extra": 2}, ("passenger", "survived"))
+    write(place, "lone", columns, row, {"train": 50})
+    write(place, "clips", clips, clip, {"train": 2})
+    write(place, "odd", odd, odd_row, {"train": 30})
     return place
 
 

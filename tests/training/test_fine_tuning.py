@@ -12,7 +12,7 @@ import tfmp
 from tfmp import cli, errors, files
 from tfmp.commands.audit import contents
 from tfmp.models import load_weights
-from tfmp.training import fine_tuning, loop
+from tfmp.training import fine_tuning, loading, loop
 
 FLAGS = ["--epochs=2", "--head_epochs=2", "--warmup_epochs=0.5", "--batch_size=256", "--seed=3"]
 FLAGS += ["--measure_inference=false", "--save_every_steps=3"]  # epochs have 5 steps
@@ -70,7 +70,7 @@ def stop_at(monkeypatch):
 
     def stop(phase, step, saves=False):
         def stopping(classifier, data, config, workdir, **options):
-            if phase == (1 if workdir.name == fine_tuning.FOLDER else 2):
+            if phase == (1 if workdir.name == loading.FIRST_PHASE else 2):
                 options["extra_callbacks"] = [At(step, saves)]
             return fit(classifier, data, config, workdir, **options)
 
@@ -101,7 +101,7 @@ def test_stopped_in_each_phase_and_between_them_it_is_the_same_run(stop_at, tmp_
     assert resumed["final"] == expected["final"]
     assert resumed["loss_scale"] == expected["loss_scale"]
     assert resumed["first_phase"]["final"] == expected["first_phase"]["final"]
-    for folder in ("", fine_tuning.FOLDER):
+    for folder in ("", loading.FIRST_PHASE):
         logs = [files.read_metrics(run / folder / "metrics.csv") for run in (whole, parts)]
         assert logs[0] == logs[1] and len(logs[0]) == 2
     with pytest.raises(errors.UserError, match="holds a finished run"):
@@ -190,7 +190,7 @@ def test_a_run_that_was_stopped_in_its_first_phase_loads(stop_at, tmp_path):
     with pytest.raises(errors.StoppedError):
         train(tmp_path / "run", *FULL)
     assert int(tfmp.load(tmp_path / "run").optimizer.iterations) == 2
-    assert contents.read(tmp_path / "run").path == tmp_path / "run" / fine_tuning.FOLDER
+    assert contents.read(tmp_path / "run").path == tmp_path / "run" / loading.FIRST_PHASE
 
 
 def test_an_interrupted_first_phase_goes_on_only_when_asked(stop_at, tmp_path):

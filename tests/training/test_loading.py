@@ -314,20 +314,8 @@ def test_a_loss_that_no_file_can_hold_does_not_end_the_run(run, tmp_path):
     assert json.loads((tmp_path / "model.json").read_text()).keys() == {"model", "optimizer"}
 
 
-OWN = """
-import keras
-
-@keras.saving.register_keras_serializable("theirs")
-class Twice(keras.layers.Layer):
-    def call(self, x):
-        return 2 * x
-"""
-
-
-def test_a_class_that_was_not_imported_is_named(tmp_path):
-    space: dict = {}
-    exec(compile(OWN, "theirs", "exec"), space)
-    model = keras.Sequential([keras.Input((4,)), space["Twice"](), keras.layers.Dense(1)])
+def test_a_class_that_was_not_imported_is_named(tmp_path, twice):
+    model = keras.Sequential([keras.Input((4,)), twice[0](), keras.layers.Dense(1)])
     model.compile("sgd", "mse")
     model.save(tmp_path / "own.keras")
     keras.saving.get_custom_objects().pop("theirs>Twice")

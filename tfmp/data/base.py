@@ -86,3 +86,8 @@ class Data:
     read_by: Literal["element", "file"] = "element"
     origin: str = ""
     notes: tuple[str, ...] = ()
+
+    def is_other_than(self, origin: str) -> bool:
+        """Whether a former origin, "" where it is not known, is that of other data."""
+        # Its last word is the checksum or version; a Python before it may be another.
+        return bool(origin) and origin.split()[-1:] != self.origin.split()[-1:]

@@ -19,7 +19,6 @@ EVALUATION_MARGIN = 256 / 224
 # In smaller images a random part of the area is too little; `augment.crop` serves there.
 SMALLEST_RANDOM_CROP = 65
 
-
 # Operations that read an encoded image; `random` asks a JPEG for its shape before it decodes.
 READS = re.compile("Decode|ExtractJpegShape|ReadFile")
 # What they end with where the image is at fault, or its file.
@@ -122,6 +121,17 @@ def random(data: tf.Tensor, shape: tuple[int, int, int], seed: tf.Tensor) -> tf.
     return tf.ensure_shape(image, shape)
 
 
+def squeezed(image: tf.Tensor, mask: tf.Tensor, size: tuple[int, int]) -> tuple:
+    """A whole image, uint8 [height, width, channels], and its mask of integers, in a size."""
+    pixels = tf.image.resize(image, size, antialias=True)
+    # The mask's by the nearest, since there is nothing between two classes.
+    return _rounded(pixels), tf.image.resize(mask, size, method="nearest")
+
+
+def _rounded(pixels):
+    return tf.cast(tf.round(tf.clip_by_value(pixels, 0, 255)), tf.uint8)
+
+
 def _window(shape, seed):
     begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
         shape,
@@ -138,8 +148,7 @@ def _window(shape, seed):
 
 def _resized(image, size, always_antialias):
     def resize(antialias):
-        pixels = tf.image.resize(image, size, antialias=antialias)
-        return tf.cast(tf.round(tf.clip_by_value(pixels, 0, 255)), tf.uint8)
+        return _rounded(tf.image.resize(image, size, antialias=antialias))
 
     have = tf.shape(image)[:2]
     shrunk = always_antialias or tf.reduce_any(have > 2 * size)

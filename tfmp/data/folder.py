@@ -79,32 +79,21 @@ Files = tuple[list[str], np.ndarray]
 
 
 def _train(paths, labels, crop):
-    paths, labels = _constants(paths, labels)
-    examples = int(labels.shape[0])
-
-    def records(seed, epoch, start):
-        return tf.data.Dataset.from_tensor_slices(pipeline.order(seed, epoch, examples)[start:])
+    paths, labels = names_on_host(paths), pipeline.on_host(labels)
 
     def decode(chosen, seed):
         return crop(tf.io.read_file(paths[chosen]), seed), labels[chosen]
 
-    return pipeline.streamed_train(records, decode, examples)
+    return pipeline.numbered_train(decode, int(labels.shape[0]))
 
 
 def _evaluation(paths, labels, crop):
-    paths, labels = _constants(paths, labels)
+    paths, labels = names_on_host(paths), pipeline.on_host(labels)
 
     def decode(position):
         return crop(tf.io.read_file(paths[position])), labels[position]
 
-    examples = int(labels.shape[0])
-    return pipeline.streamed_evaluation(lambda: tf.data.Dataset.range(examples), decode, examples)
-
-
-def _constants(paths, labels):
-    with tf.device("/CPU:0"):
-        numbers = tf.constant(labels, tf.int32)
-    return names_on_host(paths), numbers
+    return pipeline.numbered_evaluation(decode, int(labels.shape[0]))
 
 
 def names_on_host(paths) -> tf.Tensor:
@@ -257,11 +246,16 @@ def _header(path: str) -> headers.Header:
 
 def _split(files: Files, fraction: float, seed: int) -> tuple[Files, Files]:
     paths, labels = files
-    keys = np.array([hash_of(f"{seed}/{Path(*Path(path).parts[-2:])}") for path in paths])
-    kept, held = pipeline.hold_out(labels, keys, fraction)
+    names = [Path(*Path(path).parts[-2:]) for path in paths]
+    kept, held = hold_out(names, labels, fraction, seed)
     return ([paths[i] for i in kept], labels[kept]), ([paths[i] for i in held], labels[held])
 
 
-def hash_of(text: str) -> str:
-    """A word by which files are held out, whatever their order."""
+def hold_out(names, labels, fraction: float, seed: int) -> tuple:
+    """`pipeline.hold_out` by a hash of the files' names and the seed, whatever their order."""
+    keys = np.array([_hash(f"{seed}/{name}") for name in names])
+    return pipeline.hold_out(labels, keys, fraction)
+
+
+def _hash(text: str) -> str:
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()

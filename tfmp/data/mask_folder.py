@@ -9,8 +9,7 @@ the metrics; where masks hold nothing but 0 and 255, 255 is class 1. `PATH/class
 classes, one a line; without it they are as many as the largest value says.
 
 Every mask is read at once, so that a bad one is named before training. Images are looked at and
-held out as those of `tfmp.data.folder`, and brought to one square size, where they differ, as wide
-as they are.
+held out as those of `tfmp.data.folder`; where they differ in size they are squeezed into squares.
 """
 
 import hashlib
@@ -20,11 +19,10 @@ from concurrent import futures
 from pathlib import Path
 
 import numpy as np
-import PIL
 import PIL.Image
 import tensorflow as tf
 
-from tfmp.data import folder, memory, pipeline
+from tfmp.data import crops, folder, memory, pipeline
 from tfmp.data.base import Data, DataError, Options
 
 # In files, as in PASCAL VOC and Cityscapes; and in labels, which no class has.
@@ -92,12 +90,11 @@ def _places(root: Path) -> dict[str, Path]:
     found = {"train": root / "train", "validation": validation, "test": test}
     places = {part: place for part, place in found.items() if place is not None}
     for place in places.values():
-        for inside in ("images", "masks"):
-            if not (place / inside).is_dir():
-                raise DataError(
-                    f"Expected images/ and masks/ in {root}, or in its train/ and test/. Received: "
-                    f"no {place / inside}."
-                )
+        if not (place / "images").is_dir():
+            raise DataError(
+                f"Expected images/ and masks/ in {root}, or in its train/ and test/. Received: no "
+                f"{place / 'images'}."
+            )
     return places
 
 
@@ -211,8 +208,8 @@ def _classes(root: Path, values: dict[str, np.ndarray]):
 
 def _split(pairs, fraction, seed):
     """What is kept, and what is held out."""
-    keys = np.array([folder.hash_of(f"{seed}/{Path(image).name}") for image, _ in pairs])
-    kept, held = pipeline.hold_out(np.zeros(len(pairs)), keys, fraction)
+    names = [Path(image).name for image, _ in pairs]
+    kept, held = folder.hold_out(names, np.zeros(len(pairs)), fraction, seed)
     return [pairs[i] for i in kept], [pairs[i] for i in held]
 
 
@@ -227,11 +224,7 @@ def _decoder(table: np.ndarray, shape: tuple[int, int, int], alike: bool) -> Cal
         values.set_shape([None, None])
         classes = tf.gather(tf.constant(table), tf.cast(values, tf.int32))[..., None]
         if not alike:
-            size = (height, width)
-            pixels = tf.image.resize(pixels, size, antialias=True)
-            pixels = tf.cast(tf.clip_by_value(tf.round(pixels), 0, 255), tf.uint8)
-            # Nearest, since there is nothing between two classes.
-            classes = tf.image.resize(classes, size, method="nearest")
+            pixels, classes = crops.squeezed(pixels, classes, (height, width))
         return tf.ensure_shape(pixels, shape), tf.ensure_shape(classes[..., 0], (height, width))
 
     return decode
@@ -239,22 +232,14 @@ def _decoder(table: np.ndarray, shape: tuple[int, int, int], alike: bool) -> Cal
 
 def _train(pairs, decode):
     images, masks = _constants(pairs)
-
-    def records(seed, epoch, start):
-        return tf.data.Dataset.from_tensor_slices(pipeline.order(seed, epoch, len(pairs))[start:])
-
-    return pipeline.streamed_train(
-        records, lambda chosen, seed: decode(images[chosen], masks[chosen]), len(pairs)
-    )
+    return pipeline.numbered_train(lambda i, seed: decode(images[i], masks[i]), len(pairs))
 
 
 def _evaluation(pairs, decode):
     if not pairs:
         return None
     images, masks = _constants(pairs)
-    return pipeline.streamed_evaluation(
-        lambda: tf.data.Dataset.range(len(pairs)), lambda i: decode(images[i], masks[i]), len(pairs)
-    )
+    return pipeline.numbered_evaluation(lambda i: decode(images[i], masks[i]), len(pairs))
 
 
 def _constants(pairs):

@@ -71,11 +71,8 @@ def _pets(name: str, options: Options) -> Data:
         del seed  # what is random happens on the device
         example = source.deserialize(serialized)
         image = tf.io.decode_image(example["image"], channels=3, expand_animations=False)
-        image = tf.image.resize(image, (size, size), antialias=True)
-        # Nearest, since there is nothing between two classes.
-        mask = tf.image.resize(example["segmentation_mask"], (size, size), method="nearest")
-        mask = tf.gather(tf.constant(TRIMAP, tf.int32), tf.cast(mask[..., 0], tf.int32))
-        return tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8), mask
+        image, mask = crops.squeezed(image, example["segmentation_mask"], (size, size))
+        return image, tf.gather(tf.constant(TRIMAP, tf.int32), tf.cast(mask[..., 0], tf.int32))
 
     return Data(
         name=name,

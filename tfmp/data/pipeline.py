@@ -229,6 +229,25 @@ def streamed_evaluation(records: Callable, decode: Callable, examples: int) -> C
     return evaluation
 
 
+def numbered_train(decode: Callable, examples: int) -> Callable:
+    """`streamed_train` of examples that are found by their numbers, such as files.
+
+    Args:
+        decode: `decode(number, seed)`, with a scalar int64 of 0 to `examples - 1`.
+        examples: Number of examples.
+    """
+
+    def records(seed, epoch, start):
+        return tf.data.Dataset.from_tensor_slices(order(seed, epoch, examples)[start:])
+
+    return streamed_train(records, decode, examples)
+
+
+def numbered_evaluation(decode: Callable, examples: int) -> Callable | None:
+    """`streamed_evaluation` of such examples, with `decode(number)`."""
+    return streamed_evaluation(lambda: tf.data.Dataset.range(examples), decode, examples)
+
+
 def padded_batches(batches: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:
     """Batches of (images, labels), of which the last may be short, as a `test` of a `Data` is."""
     batches = batches.map(_with_narrow_labels)

@@ -94,9 +94,8 @@ def _check_classes(subject, data: Data):
 
 def _compare_origin(subject, data: Data):
     """Says it where the run's own data have changed: what is held out of them may have, too."""
-    before = subject.run.get("data", {}).get("origin")
-    # The checksum or version stands last; a Python before it may be another.
-    if before and before.split()[-1:] != data.origin.split()[-1:]:
+    before = subject.run.get("data", {}).get("origin") or ""
+    if data.is_other_than(before):
         print(
             f"note: {data.name} has changed since {subject.path} was trained: it was {before}, and "
             f"is {data.origin or 'of unknown origin'}. Images that are held out of train now may "

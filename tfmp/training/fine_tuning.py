@@ -20,8 +20,6 @@ from tfmp import cli
 from tfmp.files import read_metrics
 from tfmp.training import classification, loading, loop, recipe, results
 
-FOLDER = loading.FIRST_PHASE
-
 
 @dataclasses.dataclass(frozen=True)
 class FineTuningConfig(classification.ClassifierConfig):
@@ -121,7 +119,7 @@ def run(config, prepared, began):
         fitted = loop.fit(classifier, data, config, workdir, **options)
     if phase is None or not started.worker.is_chief:
         return results.finish(started, config, data, classifier, fitted, began)
-    more = {"first_phase": _summary(config.first_phase, phase, workdir / FOLDER)}
+    more = {"first_phase": _summary(config.first_phase, phase, workdir / loading.FIRST_PHASE)}
     return results.finish(started, config, data, classifier, _sum(phase, fitted), began, more)
 
 
@@ -134,7 +132,7 @@ def _fit_head(config, prepared, options):
         train_head(model)
         first = classification.make_learner(config, model, data)
         first = recipe.compiled(started, config, first, epoch_steps)
-    fitted = loop.fit(first, data, config, started.workdir / FOLDER, **options)
+    fitted = loop.fit(first, data, config, started.workdir / loading.FIRST_PHASE, **options)
     train_all(model, freeze_batch_norm=config.freeze_batch_norm)
     return fitted
 

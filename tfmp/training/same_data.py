@@ -60,9 +60,8 @@ def _changes(former, data):
                 f"the number of {PARTS.get(part, part)} examples was {count} and is "
                 f"{data.sizes.get(part)}"
             )
-    # The checksum or version stands last; a Python before it may be another.
-    before = former.get("origin")
-    if before and before.split()[-1:] != data.origin.split()[-1:]:
+    before = former.get("origin") or ""
+    if data.is_other_than(before):
         yield f"{data.name} was {before} and is {data.origin or 'of unknown origin'}"
 
 
